@@ -19,9 +19,13 @@ LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
     "armijo.directions": (("armijo.errors", "armijo.search", "armijo.components", "armijo.directions"), TORCH),
     "armijo.snapshot": (("armijo.errors", "armijo.search"), TORCH),
     "armijo.report": (("armijo.errors", "armijo.search"), TORCH),
+    "armijo.interrupts": ((), STDLIB),
+    "armijo.checks": (("armijo.errors", "armijo.directions"), TORCH),
     "armijo.optimizer": (
         (
             "armijo.errors",
+            "armijo.interrupts",
+            "armijo.checks",
             "armijo.search",
             "armijo.components",
             "armijo.evaluation",

@@ -160,7 +160,7 @@ def test_a_bad_group_is_not_added() -> None:
 
 def test_a_group_that_fails_to_be_added_leaves_no_trace() -> None:
     optimizer = armijo.AdamSLS(nn.Linear(2, 2).parameters())
-    with pytest.raises(TypeError):
+    with pytest.raises(armijo.ConfigurationError, match="betas is None"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "betas": None})
     assert len(optimizer.param_groups) == 1
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import signal
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.utils.hooks import RemovableHandle
 
+from armijo.checks import FORMAT, SHARED, check_group, check_params, check_state
 from armijo.components.merging import Merging
 from armijo.components.partition import ByLabel, Component, Partition
 from armijo.components.turns import Turn
 from armijo.directions.base import Direction, ParameterState, Tensors
 from armijo.errors import ClosureContractError, ConfigurationError, MissingClosureError
 from armijo.evaluation.objective import Closure, Objective
+from armijo.interrupts import Interrupts
 from armijo.report import ComponentReport, Observer, StepReport, Watch
 from armijo.search.backtracking import Search
 from armijo.search.criteria import Criterion
@@ -29,11 +30,9 @@ from armijo.snapshot import Snapshot
 
 __all__ = ["LineSearch"]
 
-# Optimizer-wide numbers, alike in every group: `state` and `param_groups` are all that checkpoints, deep copies and
-# Accelerate's `prepare` carry.
-_SHARED = ("steps", "turn", "forwards")
+logger = logging.getLogger("armijo")
 
-_Result = TypeVar("_Result")
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(slots=True)
@@ -127,7 +126,7 @@ class LineSearch(Optimizer):
         maximize: bool = False,
         max_step_size: float = math.inf,
     ) -> None:
-        _check_params(params, type(self).__name__)
+        check_params(params, type(self).__name__)
         self.direction = direction
         self.criterion = criterion
         self.search = search
@@ -142,7 +141,8 @@ class LineSearch(Optimizer):
             "max_step_size": max_step_size,
             "step_size": guess.initial,
             **direction.defaults(),
-            **dict.fromkeys(_SHARED, 0),
+            **dict.fromkeys(SHARED, 0),
+            "format": FORMAT,
         }
         super().__init__(params, defaults)
         self._start_watching()
@@ -158,7 +158,7 @@ class LineSearch(Optimizer):
         Raises:
             ConfigurationError: if the group's values are out of range; nothing is added then.
         """
-        shared = {key: self.param_groups[0][key] for key in _SHARED} if self.param_groups else {}
+        shared = {key: self.param_groups[0][key] for key in SHARED} if self.param_groups else {}
         param_group = {**param_group, **shared}
         own = {group["component"]: group["step_size"] for group in reversed(self.param_groups)}
         if "component" in param_group:
@@ -172,7 +172,7 @@ class LineSearch(Optimizer):
         before = len(self.param_groups)
         try:
             super().add_param_group(param_group)
-            self._check_group(self.param_groups[-1])
+            check_group(self.param_groups[-1], self.param_groups[0], self.direction)
         except BaseException:
             del self.param_groups[before:]
             raise
@@ -181,48 +181,19 @@ class LineSearch(Optimizer):
         """Load what `state_dict` returned, as torch's optimizers do.
 
         Raises:
-            ConfigurationError: if it is the state of another kind of optimizer; nothing is loaded then.
+            ConfigurationError: if it is damaged, of a later version of armijo, or the state of another kind of
+                optimizer or of other parameters; nothing is loaded then.
         """
-        known = self.param_groups[0].keys() - {"params", "param_names"}
-        for group in state_dict.get("param_groups", ()):
-            missing = sorted(known - group.keys())
-            if missing:
-                raise ConfigurationError(
-                    f"This is no state of {type(self).__name__}: its groups lack {', '.join(missing)}. Load it into "
-                    "the kind of optimizer that it was saved from."
-                )
-        super().load_state_dict(state_dict)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        if not isinstance(group["component"], str) or not group["component"]:
-            raise ConfigurationError(
-                f'A group\'s "component" is {group["component"]!r}; it must be a non-empty string, the label of the '
-                "step size that the group shares."
-            )
-        for key, low, strict in (
-            ("lr", 0.0, False),
-            ("weight_decay", 0.0, False),
-            ("step_size", 0.0, True),
-            ("max_step_size", 0.0, True),
-        ):
-            value = float(group[key])
-            if math.isnan(value) or value < low or (strict and value == low):
-                bound = "more than" if strict else "at least"
-                raise ConfigurationError(f"{key} is {group[key]}; it must be {bound} {low:g}.")
-        if not math.isfinite(group["step_size"]):
-            raise ConfigurationError("step_size is infinite; a search needs a finite step size to start from.")
-        for parameter in group["params"]:
-            if parameter.is_complex():
-                raise ConfigurationError(
-                    "armijo does not optimize complex parameters. Hold the real and imaginary parts as a real "
-                    "parameter and combine them with torch.view_as_complex in the forward pass."
-                )
-        if group["maximize"] != self.param_groups[0]["maximize"]:
-            raise ConfigurationError(
-                "One group maximizes and another minimizes, but a line search judges one loss. Use an optimizer for "
-                "each, or negate the part of the loss that is to grow."
-            )
-        self.direction.validate(group)
+        def check(_: Optimizer, saved: dict[str, Any]) -> None:
+            check_state(saved, self.param_groups, self.direction, type(self).__name__)
+
+        # Registered last, it sees what hooks registered before made of the state, as torch will.
+        handle = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         """Groups and state as torch keeps them, and the frozen parts."""
@@ -232,6 +203,10 @@ class LineSearch(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Undo `__getstate__`. Observers, like torch's hooks, are not carried by copies."""
         super().__setstate__(state)
+        for moments in self.state.values():
+            # A plain number is as good a count in a file; in memory torch's foreach wants tensors.
+            if not isinstance(moments["step"], torch.Tensor):
+                moments["step"] = torch.tensor(float(moments["step"]), dtype=torch.float32)
         # torch's load_state_dict comes by here too; who observes this very optimizer goes on observing.
         if "_observers" not in self.__dict__:
             self._start_watching()
@@ -240,6 +215,7 @@ class LineSearch(Optimizer):
 
     def _start_watching(self) -> None:
         self.report: StepReport | None = None
+        self._looked_at_precision = False
         self._observers: OrderedDict[int, Observer] = OrderedDict()  # a plain dict takes no weak reference
         self.register_observer(Watch(maximize=self.param_groups[0]["maximize"]))
 
@@ -291,14 +267,14 @@ class LineSearch(Optimizer):
                 f"step() was given a {type(closure).__name__} instead of a function that computes the loss. A search "
                 "evaluates it several times: optimizer.step(lambda: criterion(model(inputs), labels))."
             )
-        with _Interrupts() as interrupts:
+        with Interrupts() as interrupts:
             loss = self._step(closure, interrupts)
         assert self.report is not None
         for observer in tuple(self._observers.values()):
             observer(self.report)
         return loss.detach().reshape(())
 
-    def _step(self, closure: Closure | Objective, interrupts: _Interrupts) -> torch.Tensor:
+    def _step(self, closure: Closure | Objective, interrupts: Interrupts) -> torch.Tensor:
         if isinstance(closure, Objective):
             objective = closure
             # The forwards happened before this call, and that is where a failure leads back to.
@@ -308,6 +284,9 @@ class LineSearch(Optimizer):
             objective = Objective()
             undo = objective.rewind
             loss = self._backward(objective, interrupts.let_through(closure), interrupts)
+        if not self._looked_at_precision:
+            self._looked_at_precision = True
+            _warn_of_half_precision(self.param_groups, loss)
         with torch.no_grad():
             try:
                 moves = self._search(objective)
@@ -329,7 +308,7 @@ class LineSearch(Optimizer):
         self.report = self._describe(objective, moves, merges)
         return loss
 
-    def _backward(self, objective: Objective, closure: Closure, interrupts: _Interrupts) -> torch.Tensor:
+    def _backward(self, objective: Objective, closure: Closure, interrupts: Interrupts) -> torch.Tensor:
         versions = self._versions()
         self.zero_grad(set_to_none=True)
         loss = objective.baseline(closure)
@@ -525,19 +504,6 @@ class LineSearch(Optimizer):
             )
 
 
-def _check_params(params: object, name: str) -> None:
-    if isinstance(params, torch.nn.Module):
-        raise ConfigurationError(
-            f"{name} takes parameters, and was given a module. Pass model.parameters(), or, for a step size per "
-            'component, armijo.split(model, by="layer").'
-        )
-    if isinstance(params, list | tuple) and any(isinstance(item, Iterator) for item in params):
-        raise ConfigurationError(
-            f"{name} was given a list that holds an iterator, as in [model.parameters()]. Pass model.parameters() "
-            'itself, or a group: [{"params": model.parameters()}].'
-        )
-
-
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     # Half precision would lose the sum; float32 and float64 add up well enough in their own.
     if a.dtype in (torch.float16, torch.bfloat16):
@@ -569,46 +535,27 @@ def _sum(numbers: Iterable[float]) -> float:
     return sum(numbers, 0.0)
 
 
-class _Interrupts:
-    """Ctrl-C waits while this context is open, so that no step is ever half taken, except where it is let through."""
+def _warn_of_half_precision(groups: Sequence[dict[str, Any]], loss: torch.Tensor) -> None:
+    dtypes = Counter(parameter.dtype for group in groups for parameter in group["params"])
+    half = [dtype for dtype in dtypes if dtype in _HALF]
+    if half:
+        logger.warning(
+            "%d of %d parameters are %s. A line search compares losses at weights that differ by little, and so few "
+            "digits show neither the move nor the decrease. Keep the weights in float32 (model.float()) and run the "
+            "forward under torch.autocast, with the loss computed in float32.",
+            sum(dtypes[dtype] for dtype in half),
+            sum(dtypes.values()),
+            " and ".join(_name(dtype) for dtype in half),
+        )
+    if loss.dtype in _HALF and math.isfinite(value := abs(float(loss))):
+        logger.warning(
+            "The loss is %s: near %.3g it moves in steps of %.1g, and a line search cannot see a smaller decrease. "
+            "Compute it in float32: criterion(logits.float(), labels).",
+            _name(loss.dtype),
+            value,
+            torch.finfo(loss.dtype).eps * 2.0 ** (math.frexp(value)[1] - 1),
+        )
 
-    def __init__(self) -> None:
-        self._handler: Any = None
-        self._open = False
-        self._caught: tuple[int, Any] | None = None
 
-    def __enter__(self) -> _Interrupts:
-        handler = signal.getsignal(signal.SIGINT)
-        # Only the main thread may set handlers, and only Python's own can be called later.
-        if threading.current_thread() is threading.main_thread() and callable(handler):
-            self._handler = handler
-            signal.signal(signal.SIGINT, self._arrive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._deliver()
-
-    def let_through(self, function: Callable[[], _Result]) -> Callable[[], _Result]:
-        """The same function, which Ctrl-C may interrupt."""
-
-        def interruptible() -> _Result:
-            try:
-                self._open = True
-                self._deliver()
-                return function()
-            finally:
-                self._open = False
-
-        return interruptible
-
-    def _arrive(self, number: int, frame: Any) -> None:
-        self._caught = (number, frame)
-        if self._open:
-            self._deliver()
-
-    def _deliver(self) -> None:
-        if self._caught is not None:
-            caught, self._caught = self._caught, None
-            self._handler(*caught)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -50,9 +50,10 @@ class Adam:
     def validate(self, group: Mapping[str, Any]) -> None:
         """Check the range of `betas` and `eps`."""
         betas = group["betas"]
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        pair = isinstance(betas, tuple | list) and len(betas) == 2
+        if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
             raise ConfigurationError(f"betas is {betas}; both must lie in [0, 1), for instance (0.9, 0.999).")
-        if not group["eps"] >= 0:
+        if not (isinstance(group["eps"], int | float) and group["eps"] >= 0):
             raise ConfigurationError(f"eps is {group['eps']}; it must be 0 or more, for instance 1e-8.")
 
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:

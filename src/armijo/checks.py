@@ -1,0 +1,190 @@
+"""What may be handed to an optimizer: parameters, groups, and states that were saved (layer L2).
+
+Every check comes before anything is changed, and answers with a sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from armijo.directions.base import Direction
+from armijo.errors import ConfigurationError
+
+__all__ = ["FORMAT", "SHARED", "check_group", "check_params", "check_state"]
+
+FORMAT = 1
+"""The form of a saved state. It counts up when states of the version before can no longer be read."""
+
+SHARED = ("format", "steps", "turn", "forwards")
+"""Optimizer-wide numbers, alike in every group: `state` and `param_groups` are all that checkpoints, deep copies and
+Accelerate's `prepare` carry."""
+
+# Name, lower bound, and whether the bound itself is excluded.
+_RANGES = (
+    ("lr", 0.0, False),
+    ("weight_decay", 0.0, False),
+    ("step_size", 0.0, True),
+    ("max_step_size", 0.0, True),
+)
+
+
+def check_params(params: object, name: str) -> None:
+    """Look at what a constructor was given as `params`.
+
+    Raises:
+        ConfigurationError: It is a module, or a list that holds an iterator: two slips that torch explains badly.
+    """
+    if isinstance(params, torch.nn.Module):
+        raise ConfigurationError(
+            f"{name} takes parameters, and was given a module. Pass model.parameters(), or, for a step size per "
+            'component, armijo.split(model, by="layer").'
+        )
+    if isinstance(params, list | tuple) and any(isinstance(item, Iterator) for item in params):
+        raise ConfigurationError(
+            f"{name} was given a list that holds an iterator, as in [model.parameters()]. Pass model.parameters() "
+            'itself, or a group: [{"params": model.parameters()}].'
+        )
+
+
+def check_group(group: Mapping[str, Any], first: Mapping[str, Any], direction: Direction) -> None:
+    """Look at the values of a parameter group.
+
+    Args:
+        group: The group, complete.
+        first: The optimizer's first group, which may be the same.
+        direction: Judges the hyperparameters of its own.
+
+    Raises:
+        ConfigurationError: A value is out of its range, a parameter is complex, or the group would climb where the
+            first descends.
+    """
+    if not isinstance(group["component"], str) or not group["component"]:
+        raise ConfigurationError(
+            f'A group\'s "component" is {group["component"]!r}; it must be a non-empty string, the label of the '
+            "step size that the group shares."
+        )
+    for key, low, strict in _RANGES:
+        value = _number(group[key])
+        if value is None or math.isnan(value) or value < low or (strict and value == low):
+            bound = "more than" if strict else "at least"
+            raise ConfigurationError(f"{key} is {group[key]}; it must be {bound} {low:g}.")
+    if not math.isfinite(group["step_size"]):
+        raise ConfigurationError("step_size is infinite; a search needs a finite step size to start from.")
+    for parameter in group["params"]:
+        if parameter.is_complex():
+            raise ConfigurationError(
+                "armijo does not optimize complex parameters. Hold the real and imaginary parts as a real "
+                "parameter and combine them with torch.view_as_complex in the forward pass."
+            )
+    if group["maximize"] != first["maximize"]:
+        raise ConfigurationError(
+            "One group maximizes and another minimizes, but a line search judges one loss. Use an optimizer for "
+            "each, or negate the part of the loss that is to grow."
+        )
+    direction.validate(group)
+
+
+def check_state(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], direction: Direction, name: str) -> None:
+    """Look at a state, as `state_dict` returns it, that is to be loaded.
+
+    Args:
+        saved: The state.
+        groups: The optimizer's own groups.
+        direction: Knows the moments of a parameter.
+        name: What the optimizer is called.
+
+    Raises:
+        ConfigurationError: It is damaged, of a later version, or that of another optimizer or other parameters.
+    """
+    if not (
+        isinstance(saved, Mapping)
+        and isinstance(saved.get("state"), Mapping)
+        and isinstance(saved.get("param_groups"), Sequence)
+        and all(isinstance(group, Mapping) and "params" in group for group in saved["param_groups"])
+    ):
+        raise ConfigurationError(
+            f"This is no state of {name}: it needs the keys 'state' and 'param_groups' that state_dict() writes. Load "
+            "what optimizer.state_dict() returned, or an older checkpoint if this one is damaged."
+        )
+    found = saved["param_groups"]
+    later = next((group["format"] for group in found if group.get("format", FORMAT) != FORMAT), None)
+    if later is not None:
+        raise ConfigurationError(
+            f"This state has the format {later}, and this version of armijo reads the format {FORMAT}. Load it with "
+            "the version of armijo that wrote it."
+        )
+    for group in found:
+        missing = sorted(groups[0].keys() - {"params", "param_names"} - group.keys())
+        if missing:
+            raise ConfigurationError(
+                f"This is no state of {name}: its groups lack {', '.join(missing)}. Load it into the kind of "
+                "optimizer that it was saved from."
+            )
+    sizes, own_sizes = [len(group["params"]) for group in found], [len(group["params"]) for group in groups]
+    if sizes != own_sizes:
+        raise ConfigurationError(
+            f"This state has {_sizes(sizes)}, and this optimizer {_sizes(own_sizes)}. Build the optimizer over the "
+            "same parameters, split in the same way, as the one that was saved."
+        )
+    try:
+        for group, own in zip(found, groups, strict=True):
+            check_group({**group, "params": own["params"]}, found[0], direction)
+            for key in SHARED:
+                if not isinstance(group[key], int) or group[key] < 0 or group[key] != found[0][key]:
+                    raise ConfigurationError(f"{key} is {group[key]!r}; it must be a count, alike in every group.")
+        _check_moments(saved["state"], found, groups, direction, name)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"The state cannot be loaded into this {name}, which is as it was: {error} If the file is damaged, load an "
+            "older one."
+        ) from error
+
+
+def _check_moments(
+    state: Mapping[Any, Any],
+    found: Sequence[Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+    direction: Direction,
+    name: str,
+) -> None:
+    parameters = {
+        key: parameter
+        for group, own in zip(found, groups, strict=True)
+        for key, parameter in zip(group["params"], own["params"], strict=True)
+    }
+    for key, entry in state.items():
+        if key not in parameters:
+            raise ConfigurationError(f"it holds moments of a parameter {key!r} that is in none of its groups.")
+        parameter = parameters[key]
+        expected = {"step", *direction.moments(parameter.new_empty(0))}
+        if not isinstance(entry, Mapping) or entry.keys() != expected:
+            kept = ", ".join(sorted(map(str, entry))) if isinstance(entry, Mapping) else type(entry).__name__
+            raise ConfigurationError(
+                f"for parameter {key} it holds {kept or 'nothing'}, where {name} keeps {', '.join(sorted(expected))}."
+            )
+        step = _number(entry["step"])
+        if step is None or not 0 <= step < math.inf:
+            raise ConfigurationError(f"the step count of parameter {key} is {entry['step']!r}.")
+        for moment in expected - {"step"}:
+            tensor = entry[moment]
+            if not isinstance(tensor, torch.Tensor) or tensor.shape != parameter.shape:
+                shape = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise ConfigurationError(
+                    f"{moment} of parameter {key} has the shape {shape}, and the parameter {tuple(parameter.shape)}."
+                )
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a tensor of one element, as a float; None for everything else."""
+    if isinstance(value, torch.Tensor):
+        return float(value) if value.numel() == 1 and not value.is_complex() else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    shown = ", ".join(map(str, sizes[:8])) + (", …" if len(sizes) > 8 else "")
+    return f"{len(sizes)} group{'s' if len(sizes) != 1 else ''} of {shown} parameters"
