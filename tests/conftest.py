@@ -1,6 +1,7 @@
 """Shared settings: one thread a process (runs share the cores) and no accidental network."""
 
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,3 +19,32 @@ settings.load_profile("suite")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`tally("faults injected", 3)`: what a passed test says it has done is added up below the last line of dots."""
+
+    def add(what: str, number: int | str = 1) -> None:
+        request.node.user_properties.append(("tally", (what, number)))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts: dict[str, int] = {}
+    remarks: list[str] = []
+    for report in terminalreporter.getreports("passed"):
+        if report.when != "call":
+            continue
+        for key, value in report.user_properties:
+            if key == "tally" and isinstance(value[1], str):
+                remarks.append(f"{value[0]}: {value[1]}")
+            elif key == "tally":
+                counts[value[0]] = counts.get(value[0], 0) + value[1]
+    if counts or remarks:
+        terminalreporter.section("nothing lost")
+        for what, number in sorted(counts.items()):
+            terminalreporter.write_line(f"{number:7,d} {what}")
+        for remark in sorted(remarks):
+            terminalreporter.write_line(remark)

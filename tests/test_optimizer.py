@@ -3,85 +3,19 @@
 import copy
 import logging
 import math
-import pickle
-import random
-import signal
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 
 import armijo
 from armijo.evaluation.rng import RandomState
+from problems import ALL, Problem, everything, name_of, same, stuck
 
-RECOMMENDED = [armijo.SGDSLS, armijo.AdamSLS, armijo.PLASLS]
-PAPER = [armijo.paper.SGDSLS, armijo.paper.AdamSLS, armijo.paper.PLASLS]
-ALL = [*RECOMMENDED, *PAPER]
 every = pytest.mark.parametrize
-
-
-def name_of(kind: type) -> str:
-    return f"{kind.__module__.removeprefix('armijo.')}.{kind.__name__}"
-
-
-class Problem:
-    """Noisy classification by a small network with dropout and batch norm, one component for each linear layer."""
-
-    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
-        torch.manual_seed(seed)
-        self.model = nn.Sequential(
-            nn.Linear(8, 16),
-            nn.BatchNorm1d(16),
-            nn.Tanh(),
-            nn.Dropout(0.2),
-            nn.Linear(16, 16),
-            nn.Tanh(),
-            nn.Linear(16, 3),
-        ).to(dtype)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.teacher = torch.randn(8, 3, generator=self.generator, dtype=dtype)
-        self.dtype = dtype
-
-    def groups(self) -> list[dict[str, Any]]:
-        return [
-            {"params": list(module.parameters()), "component": f"layer {index}"}
-            for index, module in enumerate(self.model)
-            if list(module.parameters())
-        ]
-
-    def closure(self) -> Callable[[], torch.Tensor]:
-        inputs = torch.randn(32, 8, generator=self.generator, dtype=self.dtype)
-        labels = (inputs @ self.teacher + 0.5 * torch.randn(32, 3, generator=self.generator, dtype=self.dtype)).argmax(
-            1
-        )
-        return lambda: nn.functional.cross_entropy(self.model(inputs), labels)
-
-
-def everything(problem: Problem, optimizer: armijo.LineSearch) -> Any:
-    """All that a failed step must leave alone, as plain values."""
-    rng = RandomState.capture()
-    return (
-        {key: value.clone() for key, value in problem.model.state_dict().items()},
-        copy.deepcopy(optimizer.state_dict()),
-        (rng.python, [str(part) for part in rng.numpy], rng.cpu.tolist()),
-    )
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 @every("kind", ALL, ids=name_of)
@@ -182,10 +116,10 @@ def test_a_step_size_of_zero_is_answered_with_the_remedy(key: str) -> None:
     problem = Problem()
     optimizer = armijo.PLASLS(problem.groups())
     optimizer.param_groups[1][key] = 0.0
-    before = everything(problem, optimizer)
+    before = everything(problem.model, optimizer)
     with pytest.raises(armijo.ConfigurationError, match="set its lr to 0"):
         optimizer.step(problem.closure())
-    assert same(before, everything(problem, optimizer))
+    assert same(before, everything(problem.model, optimizer))
 
 
 def test_groups_are_components_in_plasls_and_one_component_in_the_others() -> None:
@@ -362,174 +296,6 @@ def test_groups_may_be_relabelled_between_steps() -> None:
     assert [component.label for component in optimizer.report.components] == ["one"]
 
 
-@every("error", [RuntimeError("no luck"), KeyboardInterrupt(), torch.OutOfMemoryError("out of memory")], ids=repr)
-@every("kind", ALL, ids=name_of)
-@every("at", range(5))
-def test_after_an_exception_in_any_evaluation_everything_is_as_before_the_step(
-    kind: Any, at: int, error: BaseException
-) -> None:
-    problem = Problem()
-    optimizer = kind(problem.groups(), initial_step_size=100.0)
-    if at % 2:
-        optimizer.step(problem.closure())
-    for group in optimizer.param_groups:
-        group["step_size"] = 100.0
-    before, closure, calls = everything(problem, optimizer), problem.closure(), iter(range(100))
-
-    def failing() -> torch.Tensor:
-        random.random(), np.random.rand()
-        loss = closure()
-        if next(calls) == at:
-            raise error
-        return loss
-
-    with pytest.raises(type(error)):
-        optimizer.step(failing)
-    assert next(calls) == at + 1, "the search must have come as far as the failing evaluation"
-    assert same(before, everything(problem, optimizer))
-    optimizer.step(closure)
-    assert not same(before, everything(problem, optimizer))
-
-
-@every("line", range(0, 2400, 60))
-def test_ctrl_c_at_any_line_leaves_a_whole_step_or_none(line: int) -> None:
-    """SIGINT at one executed line of the library after another; `line` starts a stretch of them."""
-    problem = Problem()
-    optimizer = armijo.AdamSLS(problem.groups(), initial_step_size=10.0)
-    optimizer.step(problem.closure())
-    for group in optimizer.param_groups:
-        group["step_size"] = 10.0
-    closure = problem.closure()
-    before = everything(problem, optimizer)
-    states, rng = copy.deepcopy((problem.model.state_dict(), optimizer.state_dict())), RandomState.capture()
-    optimizer.step(closure)
-    after = everything(problem, optimizer)
-    for at in range(line, line + 60, 13):
-        problem.model.load_state_dict(states[0])
-        optimizer.load_state_dict(copy.deepcopy(states[1]))
-        rng.restore()
-        try:
-            interrupted = run_with_sigint_at(at, lambda: optimizer.step(closure))
-        except KeyboardInterrupt:
-            interrupted = True
-        sys.settrace(None)
-        now = everything(problem, optimizer)
-        assert same(now, before if not same(now, after) else after), f"half a step after SIGINT at line event {at}"
-        assert interrupted
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert torch.backends.mha.get_fastpath_enabled()
-        assert not torch_module._global_forward_pre_hooks
-
-
-def run_with_sigint_at(at: int, function: Callable[[], object]) -> bool:
-    """Send SIGINT at the `at`-th line that runs in armijo's own files; False where there are fewer."""
-    lines = iter(range(10**6))
-    package = str(Path(armijo.__file__).parent)
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(package):
-            return None
-        if event == "line" and next(lines) == at:
-            signal.raise_signal(signal.SIGINT)
-        return trace
-
-    sys.settrace(trace)
-    try:
-        function()
-    finally:
-        sys.settrace(None)
-    return next(lines) > at
-
-
-@every("kind", ALL, ids=name_of)
-@every("bad", [math.nan, math.inf])
-def test_a_baseline_that_is_not_finite_changes_nothing(kind: Any, bad: float) -> None:
-    problem = Problem()
-    optimizer = kind(problem.groups())
-    for _ in range(8):
-        optimizer.step(problem.closure())
-    closure = problem.closure()
-    before = everything(problem, optimizer)
-    optimizer.step(lambda: closure() * bad)
-    after = everything(problem, optimizer)
-    for group in (*before[1]["param_groups"], *after[1]["param_groups"]):
-        del group["forwards"]
-    assert same(before[:2], after[:2])
-    assert optimizer.report is not None
-    assert {component.status for component in optimizer.report.components} == {"nonfinite"}
-    assert optimizer.report.step == 9
-    optimizer.step(problem.closure())
-    assert optimizer.report.step == 9
-
-
-def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
-    weight = nn.Parameter(torch.tensor([0.0, 1.0]))
-    optimizer = armijo.AdamSLS([weight])
-    optimizer.step(lambda: weight.sqrt().sum())
-    assert optimizer.report is not None
-    assert optimizer.report.components[0].status == "nonfinite"
-    assert torch.equal(weight, torch.tensor([0.0, 1.0]))
-    assert not optimizer.state
-
-
-# --------------------------------------------------------------------------------------------------- failed searches
-
-
-def stuck(weight: nn.Parameter) -> Callable[[], torch.Tensor]:
-    """A loss that rises on either side of w = 1 although its gradient does not vanish there."""
-
-    class Kink(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, w: torch.Tensor) -> torch.Tensor:
-            return 1 + (w - 1).abs().sum()
-
-        @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-            return grad * torch.ones(3)
-
-    return lambda: Kink.apply(weight)
-
-
-@every("kind", RECOMMENDED, ids=name_of)
-def test_a_failed_search_moves_nothing_and_keeps_the_step_size(kind: Any) -> None:
-    weight = nn.Parameter(torch.ones(3))
-    optimizer = kind([weight])
-    for _ in range(5):
-        optimizer.step(stuck(weight))
-        assert optimizer.report.components[0].status == "exhausted"
-        assert torch.equal(weight, torch.ones(3))
-        assert optimizer.param_groups[0]["step_size"] == 0.1
-    assert optimizer.report.forwards <= 1 + 25 + 1, "it ends, and says so after one look at η = 0"
-    optimizer.step(lambda: weight.square().sum())
-    assert optimizer.report.components[0].status == "accepted"
-    assert weight.max() < 1
-
-
-def test_a_failed_component_stays_while_the_others_move() -> None:
-    stays, moves = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    optimizer = armijo.PLASLS([{"params": [stays]}, {"params": [moves]}], turn=armijo.Cycle(joint_steps=0))
-    optimizer.step(lambda: stuck(stays)() + moves.square().sum())
-    assert optimizer.report is not None
-    assert [component.status for component in optimizer.report.components] == ["exhausted", "unsearched"]
-    assert torch.equal(stays, torch.ones(3))
-    assert moves.max() < 1
-    assert stays in optimizer.state, "its moments are committed all the same"
-
-
-def test_a_loss_that_does_not_repeat_is_named() -> None:
-    weight, noise = nn.Parameter(torch.ones(3)), torch.Generator().manual_seed(0)
-    optimizer = armijo.AdamSLS([weight])
-    optimizer.step(
-        lambda: weight.square().sum() * torch.rand((), generator=noise) * 0 + next(rising) + weight.sum() * 0.01
-    )
-    assert optimizer.report is not None
-    assert optimizer.report.components[0].status == "nondeterministic"
-    assert torch.equal(weight, torch.ones(3))
-
-
-rising = iter(range(1000))
-
-
 # ------------------------------------------------------------------------------------------- reports and checkpoints
 
 
@@ -569,40 +335,6 @@ def test_observers_see_each_report_until_removed() -> None:
         seen[0].loss = 0.0  # type: ignore[misc]
 
 
-@every("at", [0, 3, 6, 8])
-@every("kind", ALL, ids=name_of)
-@every("carry", ["state_dict", "torch.save", "pickle", "deepcopy"])
-def test_a_run_continued_from_a_checkpoint_is_the_run(kind: Any, at: int, carry: str, tmp_path: Any) -> None:
-    problem = Problem()
-    kwargs = {"merging": armijo.MergeSmallest(1.0)} if kind is armijo.PLASLS else {}
-    optimizer = kind(problem.groups(), **kwargs)
-    batches = [problem.closure() for _ in range(14)]
-    for closure in batches[:at]:
-        optimizer.step(closure)
-    weights = {key: value.clone() for key, value in problem.model.state_dict().items()}
-    rng = RandomState.capture()
-    if carry == "state_dict":
-        saved = copy.deepcopy(optimizer.state_dict())
-    elif carry == "torch.save":
-        torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
-        saved = torch.load(tmp_path / "optimizer.pt", weights_only=True)
-    elif carry == "pickle":
-        saved = pickle.loads(pickle.dumps(optimizer)).state_dict()
-    else:
-        saved = copy.deepcopy(optimizer).state_dict()
-    first = [optimizer.step(closure).item() for closure in batches[at:]]
-    end = {key: value.clone() for key, value in problem.model.state_dict().items()}
-
-    problem.model.load_state_dict(weights)
-    rng.restore()
-    resumed = kind(problem.groups(), **kwargs)
-    resumed.load_state_dict(saved)
-    assert [resumed.step(closure).item() for closure in batches[at:]] == first
-    assert same(problem.model.state_dict(), end)
-    assert same(resumed.state_dict(), optimizer.state_dict())
-    assert resumed.report == optimizer.report
-
-
 def test_observers_stay_when_a_state_is_loaded_or_accelerate_prepares() -> None:
     accelerate = pytest.importorskip("accelerate")
     problem = Problem()
@@ -615,17 +347,6 @@ def test_observers_stay_when_a_state_is_loaded_or_accelerate_prepares() -> None:
     prepared = accelerate.Accelerator(cpu=True).prepare(optimizer)
     prepared.step(problem.closure())
     assert seen == [1, 2, 3]
-
-
-@every("other", [armijo.SGDSLS, torch.optim.Adam])
-def test_the_state_of_another_kind_is_refused_and_nothing_loaded(other: Any) -> None:
-    problem = Problem()
-    optimizer = armijo.AdamSLS(problem.model.parameters())
-    optimizer.step(problem.closure())
-    before = everything(problem, optimizer)
-    with pytest.raises(armijo.ConfigurationError, match="no state of AdamSLS: its groups lack"):
-        optimizer.load_state_dict(other(problem.model.parameters()).state_dict())
-    assert same(before, everything(problem, optimizer))
 
 
 def test_a_deep_copy_goes_on_by_itself() -> None:

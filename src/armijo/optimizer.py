@@ -357,15 +357,20 @@ class LineSearch(Optimizer):
         shared = self.param_groups[0]
         # A user may have relabelled groups since the last step, so that fewer components are left.
         for block in self.turn.blocks(len(moves), shared["turn"] % len(moves), shared["steps"]):
-            self._search_block([moves[place] for place in block], objective, sign)
+            self._search_block([moves[place] for place in block], objective, sign, whole=len(block) == len(moves))
         return moves
 
-    def _search_block(self, block: list[_ComponentMove], objective: Objective, sign: float) -> None:
-        """One search: the components of a block move with one scalar over given ratios, the others stay at w_k."""
+    def _search_block(self, block: list[_ComponentMove], objective: Objective, sign: float, *, whole: bool) -> None:
+        """One search: the components of a block move with one scalar over given ratios, the others stay at w_k.
+
+        Only where the block is the whole model does a trial test the move that will be made, so that it may be longer
+        than the first guess.
+        """
         first = max(move.step_size for move in block)
         ratios = [move.step_size / first for move in block]
         slope = _sum(ratio * move.line.slope for ratio, move in zip(ratios, block, strict=True))
-        line = replace(block[0].line, slope=slope)
+        longest = min(move.cap / ratio for move, ratio in zip(block, ratios, strict=True)) if whole else first
+        line = replace(block[0].line, slope=slope, longest=longest)
         tensors = {
             place: (
                 [parameter for group in move.groups for parameter in group.parameters],
