@@ -156,17 +156,6 @@ def test_a_first_guess_of_ten_does_not_diverge(kind: Any, seed: int) -> None:
 
 
 @every("kind", [armijo.SGDSLS, armijo.AdamSLS, armijo.PLASLS])
-@every("first", [1e-7, 1e-5])
-def test_a_first_guess_far_too_small_is_made_good_within_a_dozen_steps(kind: Any, first: float) -> None:
-    problem = Classification(0, torch.float32)
-    keywords = {"turn": armijo.Cycle(joint_steps=12)} if kind is armijo.PLASLS else {}
-    optimizer = kind(problem.groups(), initial_step_size=first, **keywords)
-    for _ in range(12):
-        optimizer.step(problem.closure())
-    assert min(group["step_size"] for group in optimizer.param_groups) > 1e-3
-
-
-@every("kind", [armijo.SGDSLS, armijo.AdamSLS, armijo.PLASLS])
 def test_the_first_search_is_short(kind: Any) -> None:
     problem = Classification(0, torch.float32, depth=9)
     for initial_step_size in (0.1, 10.0):

@@ -6,7 +6,7 @@ Every check comes before anything is changed, and answers with a sentence that s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from armijo.directions.base import Direction
 from armijo.errors import ConfigurationError
 
-__all__ = ["FORMAT", "SHARED", "check_group", "check_params", "check_state"]
+__all__ = ["FORMAT", "SHARED", "check_group", "check_params", "check_state", "check_values"]
 
 FORMAT = 1
 """The form of a saved state. It counts up when states of the version before can no longer be read."""
@@ -62,18 +62,7 @@ def check_group(group: Mapping[str, Any], first: Mapping[str, Any], direction: D
         ConfigurationError: A value is out of its range, a parameter is complex, or the group would climb where the
             first descends.
     """
-    if not isinstance(group["component"], str) or not group["component"]:
-        raise ConfigurationError(
-            f'A group\'s "component" is {group["component"]!r}; it must be a non-empty string, the label of the '
-            "step size that the group shares."
-        )
-    for key, low, strict in _RANGES:
-        value = _number(group[key])
-        if value is None or math.isnan(value) or value < low or (strict and value == low):
-            bound = "more than" if strict else "at least"
-            raise ConfigurationError(f"{key} is {group[key]}; it must be {bound} {low:g}.")
-    if not math.isfinite(group["step_size"]):
-        raise ConfigurationError("step_size is infinite; a search needs a finite step size to start from.")
+    check_values(group, direction)
     for parameter in group["params"]:
         if parameter.is_complex():
             raise ConfigurationError(
@@ -85,15 +74,39 @@ def check_group(group: Mapping[str, Any], first: Mapping[str, Any], direction: D
             "One group maximizes and another minimizes, but a line search judges one loss. Use an optimizer for "
             "each, or negate the part of the loss that is to grow."
         )
+
+
+def check_values(group: Mapping[str, Any], direction: Direction) -> None:
+    """Look at the values of a parameter group that users and schedulers may change between steps.
+
+    Raises:
+        ConfigurationError: One is out of its range.
+    """
+    if not isinstance(group["component"], str) or not group["component"]:
+        raise ConfigurationError(
+            f'A group\'s "component" is {group["component"]!r}; it must be a non-empty string, the label of the '
+            "step size that the group shares."
+        )
+    for key, low, strict in _RANGES:
+        value = _number(group[key])
+        if value is None or math.isnan(value) or value < low or (strict and value == low):
+            bound = "more than" if strict else "at least"
+            still = " To hold a group still, set its lr to 0." if strict else ""
+            raise ConfigurationError(f"{key} is {group[key]}; it must be {bound} {low:g}.{still}")
+        if key != "max_step_size" and math.isinf(value):
+            raise ConfigurationError(f"{key} is infinite; it must be a finite number.")
     direction.validate(group)
 
 
-def check_state(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], direction: Direction, name: str) -> None:
+def check_state(
+    saved: object, groups: Sequence[Mapping[str, Any]], needed: Set[str], direction: Direction, name: str
+) -> None:
     """Look at a state, as `state_dict` returns it, that is to be loaded.
 
     Args:
         saved: The state.
         groups: The optimizer's own groups.
+        needed: The keys that every group must have.
         direction: Knows the moments of a parameter.
         name: What the optimizer is called.
 
@@ -118,7 +131,7 @@ def check_state(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], d
             "the version of armijo that wrote it."
         )
     for group in found:
-        missing = sorted(groups[0].keys() - {"params", "param_names"} - group.keys())
+        missing = sorted(needed - group.keys())
         if missing:
             raise ConfigurationError(
                 f"This is no state of {name}: its groups lack {', '.join(missing)}. Load it into the kind of "
@@ -176,6 +189,9 @@ def _check_moments(
                 raise ConfigurationError(
                     f"{moment} of parameter {key} has the shape {shape}, and the parameter {tuple(parameter.shape)}."
                 )
+            # Parts of a sharded tensor are judged on the ranks that hold them as plain ones.
+            if type(tensor) is torch.Tensor and not tensor.is_meta and not bool(tensor.isfinite().all()):
+                raise ConfigurationError(f"{moment} of parameter {key} holds numbers that are not finite.")
 
 
 def _number(value: Any) -> float | None:

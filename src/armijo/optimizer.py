@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.utils.hooks import RemovableHandle
 
-from armijo.checks import FORMAT, SHARED, check_group, check_params, check_state
-from armijo.components.merging import Merging
+from armijo.checks import FORMAT, SHARED, check_group, check_params, check_state, check_values
+from armijo.components.merging import Merge, Merging
 from armijo.components.partition import ByLabel, Component, Partition
 from armijo.components.turns import Turn
 from armijo.directions.base import Direction, ParameterState, Tensors
@@ -40,6 +41,8 @@ class _GroupMove:
     """What the search found out about one parameter group, and what the commit needs: nothing of it is state yet."""
 
     group: dict[str, Any]
+    lr: float
+    weight_decay: float
     parameters: Tensors
     grads: Tensors
     states: list[ParameterState]
@@ -160,19 +163,19 @@ class LineSearch(Optimizer):
         """
         shared = {key: self.param_groups[0][key] for key in SHARED} if self.param_groups else {}
         param_group = {**param_group, **shared}
-        own = {group["component"]: group["step_size"] for group in reversed(self.param_groups)}
-        if "component" in param_group:
-            if isinstance(param_group["component"], str) and param_group["component"] in own:
-                param_group.setdefault("step_size", own[param_group["component"]])
-        else:
-            index = len(self.param_groups)
-            while f"group {index}" in own:
-                index += 1
-            param_group["component"] = f"group {index}"
-        before = len(self.param_groups)
+        before = index = len(self.param_groups)
+        labels = {group["component"] for group in self.param_groups}
+        while "component" not in param_group:
+            if f"group {index}" not in labels:
+                param_group["component"] = f"group {index}"
+            index += 1
+        given = "step_size" in param_group
         try:
             super().add_param_group(param_group)
             check_group(self.param_groups[-1], self.param_groups[0], self.direction)
+            for component in self.partition.components([group["component"] for group in self.param_groups]):
+                if before in component.groups[1:] and not given:
+                    self.param_groups[before]["step_size"] = self.param_groups[component.groups[0]]["step_size"]
         except BaseException:
             del self.param_groups[before:]
             raise
@@ -185,9 +188,13 @@ class LineSearch(Optimizer):
                 optimizer or of other parameters; nothing is loaded then.
         """
 
-        def check(_: Optimizer, saved: dict[str, Any]) -> None:
-            check_state(saved, self.param_groups, self.direction, type(self).__name__)
+        def check(_: object, saved: object) -> None:
+            # torch adds "differentiable" to the defaults of an optimizer that has loaded once.
+            needed = self.defaults.keys() - {"differentiable"} | {"component"}
+            check_state(saved, self.param_groups, needed, self.direction, type(self).__name__)
 
+        if not isinstance(state_dict, Mapping):
+            check(self, state_dict)
         # Registered last, it sees what hooks registered before made of the state, as torch will.
         handle = self.register_load_state_dict_pre_hook(check)
         try:
@@ -255,9 +262,10 @@ class LineSearch(Optimizer):
         Raises:
             MissingClosureError: without a closure. (Only where every `lr` is 0 and every gradient None or zero is it
                 allowed: it creates the state that distributed checkpointing wants to fill, and changes no number.)
-            ClosureContractError: if the closure breaks its contract. One that changes parameters is found out too late
-                to undo what it did in its first call.
-            ConfigurationError: if a group's step size or cap is not positive.
+            ClosureContractError: if the closure breaks its contract. What one that changes parameters did in its first
+                call is undone if this is the optimizer's first step; later there is no copy to undo it from.
+            ConfigurationError: if a value in a group is out of its range, if parameters have no shape yet (lazy
+                modules), or for sparse gradients where the direction keeps moments.
         """
         if closure is None:
             self._create_state()
@@ -280,16 +288,22 @@ class LineSearch(Optimizer):
             # The forwards happened before this call, and that is where a failure leads back to.
             undo = objective.settle
             loss = objective.loss()
+            if not any(p.grad is not None for p in self._parameters()):
+                raise ClosureContractError(
+                    "No parameter has a gradient. Call backward() on what objective.baseline(closure) returned before "
+                    "optimizer.step(objective)."
+                )
         else:
             objective = Objective()
             undo = objective.rewind
-            loss = self._backward(objective, interrupts.let_through(closure), interrupts)
+            loss = self._backward(objective, closure, interrupts)
         if not self._looked_at_precision:
             self._looked_at_precision = True
             _warn_of_half_precision(self.param_groups, loss)
         with torch.no_grad():
             try:
-                moves = self._search(objective)
+                moves = self._search(objective, interrupts)
+                turn, merge = self._decide(moves)
             except BaseException:
                 undo()
                 raise
@@ -300,7 +314,7 @@ class LineSearch(Optimizer):
                 merges = ()
             else:
                 objective.settle()
-                merges = self._commit(moves)
+                merges = self._commit(moves, turn, merge)
             objective.close()
             self._share(forwards=self.param_groups[0]["forwards"] + objective.evaluations)
             # Under one outer autocast region the next forward would find the low-precision weights of this step.
@@ -309,11 +323,19 @@ class LineSearch(Optimizer):
         return loss
 
     def _backward(self, objective: Objective, closure: Closure, interrupts: Interrupts) -> torch.Tensor:
-        versions = self._versions()
+        parameters = self._parameters()
+        if any(is_lazy(parameter) for parameter in parameters):
+            raise ConfigurationError(
+                "The model has lazy modules, whose parameters have no shape yet. Run one forward before the first "
+                "step: model(inputs)."
+            )
+        # A closure that changes parameters does so from the first step on; only then is a copy of them all worth it.
+        start = [p.detach().clone() for p in parameters] if self.param_groups[0]["steps"] == 0 else None
         self.zero_grad(set_to_none=True)
-        loss = objective.baseline(closure)
+        versions = self._versions()
         try:
-            if any(p.grad is not None for group in self.param_groups for p in group["params"]):
+            loss = objective.baseline(interrupts.let_through(closure))
+            if any(p.grad is not None for p in parameters):
                 raise ClosureContractError(
                     "The closure ran backward(), the habit that LBFGS asks for; here step() does that itself. Let the "
                     "closure return the loss only: optimizer.step(lambda: criterion(model(inputs), labels))."
@@ -324,17 +346,16 @@ class LineSearch(Optimizer):
         except BaseException:
             objective.rewind()
             self.zero_grad(set_to_none=True)
+            if start is not None and versions != self._versions():
+                with torch.no_grad():
+                    torch._foreach_copy_(parameters, start)
             raise
-        return loss.detach()
+        return objective.loss()
 
-    def _search(self, objective: Objective) -> list[_ComponentMove]:
+    def _search(self, objective: Objective, interrupts: Interrupts) -> list[_ComponentMove]:
         """The search phase: everything is computed, nothing of the optimizer's is written."""
         for group in self.param_groups:
-            if not (group["step_size"] > 0 and group["max_step_size"] > 0):
-                raise ConfigurationError(
-                    f"Component {group['component']!r} has step_size {group['step_size']} and max_step_size "
-                    f"{group['max_step_size']}; both must be positive. To hold a group still, set its lr to 0."
-                )
+            check_values(group, self.direction)
         groups = [self._prepare(group) for group in self.param_groups]
         components = self.partition.components([group["component"] for group in self.param_groups])
         slopes = _slopes(groups)
@@ -357,20 +378,17 @@ class LineSearch(Optimizer):
         shared = self.param_groups[0]
         # A user may have relabelled groups since the last step, so that fewer components are left.
         for block in self.turn.blocks(len(moves), shared["turn"] % len(moves), shared["steps"]):
-            self._search_block([moves[place] for place in block], objective, sign, whole=len(block) == len(moves))
+            self._search_block([moves[place] for place in block], objective, interrupts, sign)
         return moves
 
-    def _search_block(self, block: list[_ComponentMove], objective: Objective, sign: float, *, whole: bool) -> None:
-        """One search: the components of a block move with one scalar over given ratios, the others stay at w_k.
-
-        Only where the block is the whole model does a trial test the move that will be made, so that it may be longer
-        than the first guess.
-        """
+    def _search_block(
+        self, block: list[_ComponentMove], objective: Objective, interrupts: Interrupts, sign: float
+    ) -> None:
+        """One search: the components of a block move with one scalar over given ratios, the others stay at w_k."""
         first = max(move.step_size for move in block)
         ratios = [move.step_size / first for move in block]
         slope = _sum(ratio * move.line.slope for ratio, move in zip(ratios, block, strict=True))
-        longest = min(move.cap / ratio for move, ratio in zip(block, ratios, strict=True)) if whole else first
-        line = replace(block[0].line, slope=slope, longest=longest)
+        line = replace(block[0].line, slope=slope)
         tensors = {
             place: (
                 [parameter for group in move.groups for parameter in group.parameters],
@@ -386,17 +404,19 @@ class LineSearch(Optimizer):
         with Snapshot(tensors) as snapshot:
 
             def evaluate(step_size: float) -> float:
+                if step_size > snapshot.reach:
+                    return math.inf
                 snapshot.move(dict(enumerate(own(step_size))))
                 versions = self._versions()
-                loss = objective.trial()
+                loss = objective.trial(interrupts.let_through)
                 self._check_unchanged(versions)
                 return sign * loss if math.isfinite(loss) else math.inf
 
             outcome = self.search.search(line, first, evaluate, self.criterion)
         for move, step_size in zip(block, own(outcome.step_size), strict=True):
             move.outcome = outcome
-            move.applied = step_size
-            move.step_size = move.applied if outcome.step_size > 0 else move.before
+            found = outcome.step_size > 0
+            move.applied, move.step_size = (step_size, step_size) if found else (0.0, move.before)
 
     def _prepare(self, group: dict[str, Any]) -> _GroupMove:
         parameters = [p for p in group["params"] if p.grad is not None]
@@ -405,7 +425,8 @@ class LineSearch(Optimizer):
             grads = list(torch._foreach_neg(grads)) if grads else grads
         states = [self.state[p] if p in self.state else self._new_state(p) for p in parameters]
         directions = self.direction.searched(grads, states, group) if parameters else []
-        return _GroupMove(group, parameters, grads, states, directions)
+        lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
+        return _GroupMove(group, lr, weight_decay, parameters, grads, states, directions)
 
     def _gradient(self, parameter: torch.Tensor) -> torch.Tensor:
         grad = parameter.grad
@@ -420,30 +441,39 @@ class LineSearch(Optimizer):
         return grad.detach().coalesce().to_dense()
 
     def _new_state(self, parameter: torch.Tensor) -> ParameterState:
-        return {"step": torch.tensor(0.0, dtype=torch.float32), **self.direction.moments(parameter)}
+        return {"step": torch.tensor(0.0, dtype=torch.float32, device="cpu"), **self.direction.moments(parameter)}
 
-    def _commit(self, moves: Sequence[_ComponentMove]) -> tuple[tuple[str, str], ...]:
-        """The commit phase: nothing is evaluated, nothing of the parameters' size is allocated."""
+    def _decide(self, moves: Sequence[_ComponentMove]) -> tuple[int, Merge | None]:
+        """Whose turn is next and what merges: asked before anything is written, because a part may raise."""
         for move in moves:
             for found in move.groups:
-                group = found.group
-                group["step_size"] = move.step_size
+                largest = min((torch.finfo(p.dtype).max for p in found.parameters), default=math.inf)
+                if found.lr * move.applied > largest:
+                    raise ConfigurationError(
+                        f"The step size {found.lr * move.applied:.3g} of component {move.component.label!r} is more "
+                        "than its parameters' number format can hold. Cap it with max_step_size."
+                    )
+        shared = self.param_groups[0]
+        turn = self.turn.advance(len(moves), shared["turn"] % len(moves), shared["steps"])
+        return turn, self.merging.propose([move.step_size for move in moves])
+
+    def _commit(self, moves: Sequence[_ComponentMove], turn: int, merge: Merge | None) -> tuple[tuple[str, str], ...]:
+        """The commit phase: nothing is evaluated or decided, nothing of the parameters' size is allocated."""
+        for move in moves:
+            for found in move.groups:
+                found.group["step_size"] = move.step_size
                 if not found.parameters:
                     continue
                 for parameter, state in zip(found.parameters, found.states, strict=True):
                     self.state[parameter] = state
                 torch._foreach_add_([state["step"] for state in found.states], 1)
-                applied = self.direction.commit(found.grads, found.states, found.directions, group)
-                distance = float(group["lr"]) * move.applied
+                applied = self.direction.commit(found.grads, found.states, found.directions, found.group)
+                distance = found.lr * move.applied
                 if distance == 0:
                     continue
-                if group["weight_decay"] != 0:
-                    torch._foreach_mul_(found.parameters, 1 - distance * float(group["weight_decay"]))
+                if found.weight_decay != 0:
+                    torch._foreach_mul_(found.parameters, 1 - distance * found.weight_decay)
                 torch._foreach_add_(found.parameters, applied, alpha=-distance)
-        shared = self.param_groups[0]
-        n, step = len(moves), shared["steps"]
-        turn = self.turn.advance(n, shared["turn"] % n, step)
-        merge = self.merging.propose([move.step_size for move in moves])
         merges: tuple[tuple[str, str], ...] = ()
         if merge is not None:
             kept, absorbed = moves[merge.kept], moves[merge.absorbed]
@@ -451,8 +481,8 @@ class LineSearch(Optimizer):
                 found.group["component"] = kept.component.label
                 found.group["step_size"] = merge.step_size
             merges = ((kept.component.label, absorbed.component.label),)
-            turn %= n - 1
-        self._share(steps=step + 1, turn=turn)
+            turn %= len(moves) - 1
+        self._share(steps=self.param_groups[0]["steps"] + 1, turn=turn)
         return merges
 
     def _share(self, **numbers: int) -> None:
@@ -485,7 +515,7 @@ class LineSearch(Optimizer):
 
     def _create_state(self) -> None:
         """What `step(None)` may do: distributed checkpointing asks for state so, with lr = 0 and zero gradients."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
+        parameters = self._parameters()
         if any(float(group["lr"]) != 0 for group in self.param_groups) or any(
             p.grad is not None and bool(p.grad.any()) for p in parameters
         ):
@@ -498,14 +528,24 @@ class LineSearch(Optimizer):
             if parameter.requires_grad and parameter not in self.state:
                 self.state[parameter] = self._new_state(parameter)
 
-    def _versions(self) -> list[int]:
-        return [p._version for group in self.param_groups for p in group["params"]]
+    def _parameters(self) -> Tensors:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
-    def _check_unchanged(self, versions: list[int]) -> None:
-        if versions != self._versions():
+    def _versions(self) -> list[tuple[int, int | None]]:
+        """Torch's counters of in-place writes, to the parameters and to their gradients."""
+        return [(p._version, None if p.grad is None else p.grad._version) for p in self._parameters()]
+
+    def _check_unchanged(self, versions: list[tuple[int, int | None]]) -> None:
+        now = self._versions()
+        if [parameter for parameter, _ in versions] != [parameter for parameter, _ in now]:
             raise ClosureContractError(
                 "The closure changed the parameters. It must only evaluate the loss at the parameters as they are: "
                 "move updates and weight clipping behind optimizer.step(), and build embeddings without max_norm."
+            )
+        if versions != now:
+            raise ClosureContractError(
+                "The closure changed the gradients, from which the step is to be taken: leave out zero_grad() and "
+                "backward(), step() runs both. optimizer.step(lambda: criterion(model(inputs), labels))."
             )
 
 

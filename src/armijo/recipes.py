@@ -1,9 +1,8 @@
 """The recommended optimizers: constructors and nothing else (layer L3).
 
-Each is `LineSearch` with chosen parts. They differ from `armijo.paper` in four points: the search contracts faster
-the longer it fails, so that the first one takes about a dozen trials instead of seventy; a step size far too small is
-lengthened where one search moves the whole model; a search that finds nothing moves nothing and keeps the step size; a
-component without a slope does not grow its step size.
+Each is `LineSearch` with chosen parts. They differ from `armijo.paper` in three points: the search contracts faster
+the longer it fails, so that the first one takes about a dozen trials instead of seventy; a search that finds nothing
+moves nothing and keeps the step size; a component without a slope does not grow its step size.
 """
 
 from __future__ import annotations

@@ -123,7 +123,10 @@ class Watch:
                 "requires_grad=False"
             )
         elif component.status is Status.NONFINITE:
-            why = "the loss or its gradient is not finite. Look for the first batch where that happens"
+            why = (
+                "the loss, its gradient or the slope is not finite. Look for the first batch where that happens; with "
+                "weights in float16 use a larger eps"
+            )
         elif component.status is Status.NONDETERMINISTIC:
             why = (
                 "the closure returns another loss each time it is called. Let it draw only from the global generators "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -27,6 +28,12 @@ class Snapshot:
         self._lines = {place: line for place, line in lines.items() if line[0]}
         self._start = {place: [p.detach().clone() for p in line[0]] for place, line in self._lines.items()}
         self._moved: set[int] = set()
+
+    @property
+    def reach(self) -> float:
+        """The largest step size that the parameters' number formats can hold; a longer one cannot be moved by."""
+        dtypes = {parameter.dtype for parameters, _ in self._lines.values() for parameter in parameters}
+        return min((torch.finfo(dtype).max for dtype in dtypes), default=math.inf)
 
     def __enter__(self) -> Snapshot:
         return self

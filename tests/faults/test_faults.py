@@ -164,10 +164,10 @@ def test_the_commit_allocates_nothing_of_the_parameters_size(kind: Any, monkeypa
     optimizer.step(problem.closure())
     commit, modes = optimizer._commit, []
 
-    def counted(moves: Any) -> Any:
+    def counted(*decided: Any) -> Any:
         modes.append(_OutOfMemory(-1))
         with modes[-1]:
-            return commit(moves)
+            return commit(*decided)
 
     monkeypatch.setattr(optimizer, "_commit", counted)
     for _ in range(8):
@@ -490,10 +490,9 @@ def test_after_searches_that_could_not_succeed_it_recovers_within_twenty_steps(
         seen += statuses(optimizer)
     assert "accepted" in seen
     assert seen.count("exhausted") + seen.count("nondeterministic") == 0
-    # A trial that noise alone let pass made η small. Where one search moves the whole model it is lengthened again; a
-    # component that is searched alone has nothing but the growth of η.
-    if kind is not armijo.PLASLS or not fault.startswith("noise"):
-        assert min(group["step_size"] for group in optimizer.param_groups) > 1e-3 * min(step_sizes)
+    # A trial that noise alone let pass counts as success, and what it leaves is left to the growth of η.
+    if not fault.startswith("noise"):
+        assert min(group["step_size"] for group in optimizer.param_groups) > 0.01 * min(step_sizes)
     tally("hopeless searches recovered from")
 
 

@@ -48,6 +48,9 @@ class Cycle:
     Args:
         joint_steps: how many steps are searched jointly at first, ≥ 0.
 
+    Raises:
+        ConfigurationError: if `joint_steps` is negative.
+
     Source:
         arXiv 2403.18506, PLASLS as released. The first step after the joint ones searches the first component.
     """
@@ -74,6 +77,9 @@ class EachInTurn:
 
     Args:
         joint_steps: how many steps are searched jointly at first, ≥ 0.
+
+    Raises:
+        ConfigurationError: if `joint_steps` is negative.
 
     Source:
         arXiv 2403.18506, PLASLS as its text states it.

@@ -103,7 +103,8 @@ class Objective:
             buffers.restore()
             random.restore()
             raise
-        self._records.append(Record(closure, loss.detach(), random, buffers, weight))
+        # A copy: a compiled or hand-written forward may use one tensor for all its results.
+        self._records.append(Record(closure, loss.detach().clone(), random, buffers, weight))
         self._value = None
         self.evaluations += 1
         return loss
@@ -131,8 +132,11 @@ class Objective:
         return roundoff * abs(self.value())
 
     @torch.no_grad()
-    def trial(self) -> float:
+    def trial(self, through: Callable[[Closure], Closure] = lambda closure: closure) -> float:
         """The objective at the current parameters: the recorded forwards again, from the same masks and buffers.
+
+        Args:
+            through: what each recorded closure is called through, for instance to let Ctrl-C reach it.
 
         Returns:
             Σ weight·loss, or `inf` where that is not finite.
@@ -152,7 +156,7 @@ class Objective:
                 torch.clear_autocast_cache()
                 self.evaluations += 1
                 with _one_kernel():
-                    loss = record.closure()
+                    loss = through(record.closure)()
                 _check_loss(loss, graph=False)
                 total += record.weight * float(loss)
         finally:

@@ -29,7 +29,8 @@ class FixedStep:
     """The trivial search: always the same step size, nothing evaluated.
 
     With it a direction is the ordinary optimizer: `LineSearch(params, direction=Adam(), search=FixedStep(1e-3))`
-    takes the steps of `torch.optim.Adam(params, lr=1e-3)`.
+    takes the steps of `torch.optim.Adam(params, lr=1e-3)`. It is the step size of the component that brings the largest
+    along; others keep their ratio to it, so leave "step_size" and "max_step_size" of the groups alone.
 
     Args:
         step_size: η > 0, finite.
@@ -59,11 +60,6 @@ class Backtracking:
     the last rejected step size bracket the edge too loosely, and bisection (on the logarithm) tightens the bracket
     to shrink³.
 
-    Where the first trial is accepted and its decrease is what the slope alone promises, f(w) - f(w - η·d) ≥ 0.99·η·S,
-    the edge lies far above: on a quadratic 90 times and more. Such a step size was guessed too small or left behind by
-    a hard batch, and growth by 2^(1/500) a step would need thousands of steps. One more trial is then made at
-    expansion·η, as far as the line may be tried (`Line.longest`).
-
     It gives up after `max_trials` failures, or as soon as the next trial would promise less than the loss can show
     (η·S < resolution): below that, rounding decides, and one lucky bit would freeze the component at a step size of
     nothing. The outcome is then η = 0: the component stays, with the step size it had before. One more evaluation at
@@ -73,7 +69,6 @@ class Backtracking:
         shrink: the first contraction, 0 < shrink < 1.
         max_trials: the most trials before giving up, ≥ 1. 25 trials cover 13 decades at shrink = 0.9.
         least_slope: a line with a smaller slope S, or with a loss of exactly 0, is not searched.
-        expansion: the factor, ≥ 1, by which a step size far below the edge is lengthened; 1 never lengthens.
 
     Raises:
         ConfigurationError: if an argument is out of its range.
@@ -89,15 +84,12 @@ class Backtracking:
     shrink: float = 0.9
     max_trials: int = 25
     least_slope: float = 1e-8
-    expansion: float = 10.0
 
     def __post_init__(self) -> None:
         _check_shrink(self.shrink, self.max_trials)
-        if not 1 <= self.expansion < math.inf:
-            raise ConfigurationError(f"expansion is {self.expansion}; it must be 1 or more, for instance 10.")
 
     def search(self, line: Line, first: float, evaluate: Evaluate, criterion: Criterion) -> Outcome:
-        """Contract until the criterion is met, or lengthen once; then tighten a wide bracket."""
+        """Contract until the criterion is met, then tighten a wide bracket."""
         if _nothing_to_search(line, self.least_slope):
             return Outcome(first, Status.SKIPPED)
         step_size, rejected, trials = first, first, 0
@@ -113,14 +105,6 @@ class Backtracking:
                 repeats = abs(evaluate(0.0) - line.loss) <= 16 * line.resolution
                 status = Status.EXHAUSTED if repeats else Status.NONDETERMINISTIC
                 return Outcome(0.0, status, trials + 1)
-        longer = min(self.expansion * step_size, line.longest)
-        if trials == 1 < self.max_trials and longer > step_size and _as_promised(line, step_size, loss):
-            longer_loss = evaluate(longer)
-            trials += 1
-            if criterion.violation(line, Trial(longer, longer_loss)) == 0:
-                step_size, loss = longer, longer_loss
-            else:
-                rejected = longer
         tightest = self.shrink**3
         while step_size < tightest * rejected and trials < self.max_trials:
             middle = math.sqrt(step_size * rejected)
@@ -173,11 +157,6 @@ class PaperBacktracking:
 
 def _nothing_to_search(line: Line, least_slope: float) -> bool:
     return line.loss == 0 or line.slope < least_slope
-
-
-def _as_promised(line: Line, step_size: float, loss: float) -> bool:
-    """Whether a trial shows no curvature: all but 1 % of the promised decrease, as far as rounding lets it be seen."""
-    return line.loss - loss >= 0.99 * step_size * line.slope - line.resolution
 
 
 def _check_shrink(shrink: float, max_trials: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -40,14 +39,11 @@ class Line:
             move with η·r_l it is Σ_l r_l·S_l.
         resolution: the least difference of losses that their number format can show near f(w), u·|f(w)| with the
             unit roundoff u. A trial that promises less, η·S < resolution, is decided by rounding alone.
-        longest: the largest step size that may be tried. A search may go beyond its first guess up to here: where
-            other components move in the same step, untested together with this line, it is the first guess itself.
     """
 
     loss: float
     slope: float
     resolution: float = 0.0
-    longest: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
