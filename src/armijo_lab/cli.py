@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reason = str(error).strip().splitlines()
         said = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
         _fail(f"The command failed ({said}). For the traceback: armijo --debug …", 1)
+    if code == 130:  # typer's answer to Ctrl-C where no command had more to say
+        _fail("Interrupted.", 130)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

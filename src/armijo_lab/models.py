@@ -144,7 +144,9 @@ def load(name: str | None, task: TaskData, *, paper_protocol: bool = False, seed
 def _agree_on_padding(model: nn.Module, tokenizer: Any, shown: str) -> None:
     """Tell a model that names no padding token (GPT-2's, say) the tokenizer's: without one it takes no batch."""
     inner: Any = model.encoder if isinstance(model, EncoderClassifier) else model
-    known = inner.get_input_embeddings().num_embeddings
+    known = getattr(inner.get_input_embeddings(), "num_embeddings", None)
+    if known is None:
+        raise BadInputError(f"{shown} does not read text (it is a {inner.config.model_type} model); {_INSTEAD}.")
     if tokenizer.pad_token_id >= known:
         raise BadInputError(
             f"The padding token of the tokenizer of {shown} has the number {tokenizer.pad_token_id}, and the model "

@@ -15,9 +15,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import random
+import shlex
 import shutil
 import signal
 import threading
@@ -39,15 +41,20 @@ from armijo_lab.results.tables import LOSS_FLOOR
 from armijo_lab.tasks import Split, TaskData, metrics
 
 __all__ = [
+    "CheckpointError",
     "InterruptedRunError",
     "Observe",
     "TrainingConfig",
     "check_fit",
+    "has_checkpoint",
+    "lacks_its_report",
     "load_task",
     "resume",
     "run",
     "train",
 ]
+
+logger = logging.getLogger("armijo")
 
 Observe = Callable[[dict[str, Any]], None]
 """Called with each record as it is written to `metrics.jsonl` (its `kind` is `step` or `epoch`), and before the first
@@ -74,6 +81,10 @@ class InterruptedRunError(Exception):
         self.folder = folder
         self.step = step
         self.total_steps = total_steps
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written; the message is one full sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -301,6 +312,21 @@ def resume(
     return config, summary
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run in `folder` can be continued."""
+    return (folder / _CHECKPOINT).is_file()
+
+
+def lacks_its_report(folder: Path) -> bool:
+    """Whether a run came to its end in `folder`, and was stopped before its card, the last thing written, was made."""
+    if has_checkpoint(folder) or not folder.is_dir() or (folder / "README.md").is_file():
+        return False
+    try:
+        return records.read_summary(folder).get("status") in ("completed", "diverged")
+    except BadInputError:
+        return False
+
+
 @dataclass
 class _Progress:
     """What a run knows of itself: everything in it is a JSON value and lies in the checkpoint."""
@@ -378,12 +404,31 @@ class _Training:
         self.held_out = _Rows(task.evaluation, tokenizer, config.tokens, regression, self.device)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
+        self._try_a_forward()
         self.optimizer, self.scheduler = self.method.build(self.model, self.total_steps)
         self.progress = _Progress()
         if checkpoint is None:
             _seed(config.seed)
         else:
             self._restore(checkpoint)
+
+    @torch.no_grad()
+    def _try_a_forward(self) -> None:
+        """The longest row of each side, so that a model that cannot take them is refused before anything is written."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for rows in (self.rows, self.held_out):
+                inputs, targets = rows.batch([rows.by_length()[-1]])
+                self._criterion(self._logits(inputs), targets, "mean")
+        except Exception as error:
+            said = " ".join((str(error).strip() or type(error).__name__).split())[:200].rstrip(".")
+            raise BadInputError(
+                f"The model cannot take these texts ({type(error).__name__}: {said}); try a smaller --max-length, or "
+                "another --model."
+            ) from error
+        finally:
+            self.model.train(was_training)
 
     # ---------------------------------------------------------------------------------------------------- the steps
 
@@ -513,12 +558,14 @@ class _Training:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         models.save(self.model, self.tokenizer, aside, self.task)
+        records.sync(aside)
         # Between the two renames the old model still lies beside the new one, under its other name.
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         aside.rename(folder)
+        records.sync(folder.parent, files=False)
         shutil.rmtree(old, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------------------ the checkpoint
@@ -536,13 +583,27 @@ class _Training:
             "generators": _generators(self.device),
         }
         path = folder / _CHECKPOINT
-        path.parent.mkdir(exist_ok=True)
         aside = path.with_name(".state.partial")
-        with aside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with aside.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+            records.sync(path.parent)
+        except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            kept = (
+                f"the one before it is intact: make room and continue with --resume {shlex.quote(str(folder))}"
+                if path.is_file()
+                else "there is none before it: make room and start again"
+            )
+            raise CheckpointError(
+                f"The checkpoint of step {self.progress.step} could not be written ({reason}); {kept}."
+            ) from error
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.model.load_state_dict(checkpoint["model"])
@@ -650,13 +711,27 @@ def train(
     training = _Training(config, task, model, tokenizer, checkpoint)
     progress = training.progress
     records.reset_peak_memory(training.device)
-    log = records.RunLog.create(folder) if checkpoint is None else records.RunLog.resume(folder, progress.step)
+    with _Stop() as stop:
+        log = records.RunLog.create(folder) if checkpoint is None else records.RunLog.resume(folder, progress.step)
+        with log:
+            return _run_to_its_end(training, folder, log, stop, observe, command)
+
+
+def _run_to_its_end(
+    training: _Training, folder: Path, log: records.RunLog, stop: _Stop, observe: Observe, command: str | None
+) -> dict[str, Any]:
+    config, task, progress = training.config, training.task, training.progress
+
+    def checkpoint() -> None:
+        with progress.clock("logging"), stop.waiting():
+            training.write_checkpoint(folder, command)
+
     observe(
         {
             "kind": "start",
             "step": progress.step,
             "total_steps": training.total_steps,
-            "model": models.describe(config.model, model)["name"],
+            "model": models.describe(config.model, training.model)["name"],
             "task": task.name,
             "train_rows": len(task.train),
             "eval_rows": len(task.evaluation),
@@ -665,35 +740,38 @@ def train(
     )
     if not config.paper_protocol:
         training.model.train()
-    with log, _Stop() as stop:
-        order: list[int] = []
-        while len(progress.epochs) < config.epochs:
-            epoch = len(progress.epochs)
-            done = progress.step - epoch * training.steps_per_epoch
-            # Interrupted before an evaluation that was due; its record must not come twice if this part is killed.
-            owed = done == training.steps_per_epoch
-            if done < training.steps_per_epoch:
-                if not order:
-                    order = training.order(epoch)
-                places = order[done * config.batch_size : (done + 1) * config.batch_size]
-                record = training.step(places)
-                with progress.clock("logging"):
-                    log.step(record)
-                    observe({"kind": "step", **record})
-                done += 1
-            if done == training.steps_per_epoch and not stop.requested:
-                record = training.close_epoch(folder, stop)
-                if record is not None:
-                    log.epoch(record)
-                    observe({"kind": "epoch", **record})
-                    order = []
-            due = config.checkpoint_every is not None and progress.step % config.checkpoint_every == 0
-            if stop.requested or due or owed:
-                with progress.clock("logging"):
-                    training.write_checkpoint(folder, command)
-            if stop.requested:
+    # So that a run that is killed before its first step can be resumed like any other.
+    if config.checkpoint_every is not None and progress.step == 0:
+        checkpoint()
+    order: list[int] = []
+    while len(progress.epochs) < config.epochs:
+        epoch = len(progress.epochs)
+        done = progress.step - epoch * training.steps_per_epoch
+        # Interrupted before an evaluation that was due; its record must not come twice if this part is killed.
+        owed = done == training.steps_per_epoch
+        if done < training.steps_per_epoch and not stop.requested:
+            if not order:
+                order = training.order(epoch)
+            places = order[done * config.batch_size : (done + 1) * config.batch_size]
+            record = training.step(places)
+            with progress.clock("logging"):
+                log.step(record)
+                observe({"kind": "step", **record})
+            done += 1
+        if done == training.steps_per_epoch and not stop.requested:
+            record = training.close_epoch(folder, stop)
+            if record is not None:
+                log.epoch(record)
+                observe({"kind": "epoch", **record})
+                order = []
+        due = config.checkpoint_every is not None and progress.step % config.checkpoint_every == 0
+        if stop.requested or due or owed:
+            checkpoint()
+        if stop.requested:
+            with stop.waiting():
                 records.write_json(folder / records.SUMMARY, training.summary("interrupted", command))
-                raise InterruptedRunError(folder, progress.step, training.total_steps)
+            raise InterruptedRunError(folder, progress.step, training.total_steps)
+    with stop.waiting():
         training.save_model(folder / "last")
         summary = training.summary("completed" if training.diverged_at() is None else "diverged", command)
         records.write_json(folder / records.SUMMARY, summary)
@@ -702,26 +780,42 @@ def train(
 
 
 class _Stop:
-    """Ctrl-C asks for a stop after the step that is going on; a second Ctrl-C stops at once."""
+    """Ctrl-C, or SIGTERM, asks for a stop after the step that is going on; a second one stops at once.
+
+    While a checkpoint is written no further one is heard: it would lose what the first one asked to keep.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: Any = None
+        self._writing = False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        # Only the main thread may set handlers; elsewhere Ctrl-C is that thread's affair.
+        # Only the main thread may set handlers; elsewhere signals are that thread's affair.
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While something is written that must be whole."""
+        self._writing = True
+        try:
+            yield
+        finally:
+            self._writing = False
 
     def _ask(self, number: int, frame: Any) -> None:
-        self.requested = True
-        self.__exit__()
+        if self.requested and not self._writing:
+            raise KeyboardInterrupt
+        if not self.requested:
+            self.requested = True
+            logger.warning("Stopping after this step, with a checkpoint; a second Ctrl-C stops at once, without one.")
 
 
 def _device(name: str) -> torch.device:
@@ -774,9 +868,10 @@ def _components(optimizer: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _comparable(score: float, loss: float) -> float:
+def _comparable(score: float, loss: float) -> tuple[float, float]:
+    """What a larger tuple of is better: the score, and among equal scores, frequent on few rows, the lower loss."""
     # Some class is always the most probable one, even where every logit is NaN: that score is none.
-    return score if math.isfinite(loss) and not math.isnan(score) else -math.inf
+    return (score, -loss) if math.isfinite(loss) and not math.isnan(score) else (-math.inf, -math.inf)
 
 
 def _fingerprint(task: TaskData) -> str:

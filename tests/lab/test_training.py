@@ -138,15 +138,22 @@ def test_weights_are_as_readable_as_the_files_beside_them(start, tmp_path):
         assert modes == {(tmp_path / "run" / "metrics.jsonl").stat().st_mode}
 
 
-def test_the_best_epoch_is_the_first_of_the_best(start, tmp_path, monkeypatch):
-    scores = iter([0.5, math.nan, 0.7, 0.7, 0.6])
-    monkeypatch.setattr(training.metrics, "compute", lambda *_: {"accuracy": next(scores)})
+def test_the_best_epoch_has_the_best_score_and_among_equals_the_lowest_loss(start, tmp_path, monkeypatch):
+    scores = iter([0.5, math.nan, 0.7, 0.7, 0.7, 0.6])
+    losses = iter([0.9, 0.1, 0.8, 0.6, 0.6, 0.1])
+    real = training._Training.evaluate
+
+    def evaluate(self, stop):
+        _, predictions = real(self, stop)
+        return {"accuracy": next(scores), "loss": next(losses)}, predictions
+
+    monkeypatch.setattr(training._Training, "evaluate", evaluate)
     saved = []
     monkeypatch.setattr(training._Training, "save_model", lambda self, folder: saved.append(folder.name))
-    summary = start(replace(BASE, epochs=5), tmp_path / "run")
-    assert summary["result"]["best"]["epoch"] == 3
-    assert summary["result"]["last"]["epoch"] == 5
-    assert saved == ["best", "best", "last"]
+    summary = start(replace(BASE, epochs=6), tmp_path / "run")
+    assert summary["result"]["best"]["epoch"] == 4
+    assert summary["result"]["last"]["epoch"] == 6
+    assert saved == ["best", "best", "best", "last"]
 
 
 def test_the_best_models_weights_give_the_best_epochs_metrics(start, tmp_path):
@@ -291,22 +298,90 @@ def test_ctrl_c_is_itself_again_afterwards(start, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_failed_checkpoint_leaves_the_old_one(start, resumable, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_failed_checkpoint_leaves_the_old_one(start, resumable, tmp_path, monkeypatch, error):
     real, calls = torch.save, []
 
     def save(state, file):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:
             file.write(b"half")
-            raise OSError("no space left")
+            raise error
         real(state, file)
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(training.CheckpointError, match=r"of step 4 could not .*the one before it is intact.*--resume"):
         start(replace(resumable, checkpoint_every=2), tmp_path / "run")
-    monkeypatch.undo()
-    checkpoint = training._read_checkpoint(tmp_path / "run")
-    assert checkpoint["progress"]["step"] == 2
+    monkeypatch.setattr(torch, "save", real)
+    assert training._read_checkpoint(tmp_path / "run")["progress"]["step"] == 2
+    assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] == ["state.pt"]
+    training.resume(tmp_path / "run")
+    start(replace(resumable, checkpoint_every=2), tmp_path / "whole")
+    assert without_seconds(tmp_path / "run") == without_seconds(tmp_path / "whole")
+
+
+def test_a_run_killed_before_its_first_step_can_be_resumed(start, resumable, tmp_path):
+    config = replace(resumable, checkpoint_every=100)
+
+    def die(record):
+        if record["kind"] == "step":
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        start(config, tmp_path / "parts", observe=die)
+    training.resume(tmp_path / "parts")
+    start(config, tmp_path / "whole")
+    assert without_seconds(tmp_path / "parts") == without_seconds(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_answered_at_once_and_a_second_one_stops_at_once(start, tmp_path, caplog, number):
+    def twice(record):
+        if record["kind"] == "step" and record["step"] == 2:
+            os.kill(os.getpid(), number)
+            assert "Stopping after this step, with a checkpoint" in caplog.text
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        start(BASE, tmp_path / "run", observe=twice)
+    assert not training.has_checkpoint(tmp_path / "run")
+
+
+def test_a_second_signal_does_not_spoil_the_checkpoint_that_the_first_one_asked_for(
+    start, resumable, tmp_path, monkeypatch
+):
+    real = torch.save
+
+    def save(state, file):
+        os.kill(os.getpid(), signal.SIGINT)
+        real(state, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(InterruptedRunError):
+        start(resumable, tmp_path / "run", observe=interrupt_at(3))
+    assert training._read_checkpoint(tmp_path / "run")["progress"]["step"] == 3
+
+
+def test_a_model_that_cannot_take_the_texts_is_refused_before_anything_is_written(start, tmp_path, monkeypatch):
+    def fail(self, inputs):
+        raise IndexError("index out of range in self")
+
+    monkeypatch.setattr(training._Training, "_logits", fail)
+    with pytest.raises(BadInputError, match=r"cannot take these texts .*index out of range.*--max-length"):
+        start(BASE, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    torch.save({"config": Bomb()}, tmp_path / "run" / "checkpoint" / "state.pt")
+    with pytest.raises(BadInputError, match="cannot be read"):
+        training.resume(tmp_path / "run")
+    assert not (tmp_path / "exploded").exists()
 
 
 def test_other_data_are_not_resumed(start, resumable, tmp_path, monkeypatch):

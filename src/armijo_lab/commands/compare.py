@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def compare(
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
     from armijo_lab import training
     from armijo_lab.commands.finetune import data_name
-    from armijo_lab.commands.progress import errors
+    from armijo_lab.commands.progress import errors, interrupted
 
     if resume is not None:
         only_resume(context)
@@ -201,16 +202,17 @@ def compare(
                 "with --resume."
             )
         prepare_output(folder)
+    again = f"Continue with: armijo compare --resume {shlex.quote(str(folder))}"
     try:
         folders = run_all(plan, folder, command_line(context))
-    except training.InterruptedRunError as interrupted:
-        errors.print(
-            f"Interrupted after {interrupted.step} of {interrupted.total_steps} steps of {interrupted.folder.name}. "
-            f"Continue with: armijo compare --resume {folder}",
-            markup=False,
-            highlight=False,
-        )
-        raise typer.Exit(130) from None
+    except training.InterruptedRunError as run:
+        interrupted(f"Interrupted after {run.step} of {run.total_steps} steps of {run.folder.name}. {again}")
+    except training.CheckpointError as error:
+        errors.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        started = (folder / _PLAN).is_file()
+        interrupted(f"Interrupted. {again}" if started else "Interrupted; nothing was started yet.")
     report(folders, folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["finetune"]
 
 logger = logging.getLogger("armijo")
+
+_MOST_STEP_SIZES = 12
 
 
 def finetune(
@@ -73,12 +76,15 @@ def finetune(
       armijo finetune --resume runs/20260101-120000-sst2-plasls
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
     from armijo_lab import training
-    from armijo_lab.commands.progress import errors, show
+    from armijo_lab.commands.progress import errors, interrupted, show
 
+    folder = resume
     try:
-        if resume is not None:
+        if folder is not None:
             only_resume(context)
-            folder = resume
+            if training.lacks_its_report(folder):
+                report(folder)
+                return
             with show(f"resuming {folder}") as observe:
                 training.resume(folder, observe=observe, command=None)
         else:
@@ -109,15 +115,23 @@ def finetune(
             prepare_output(folder)
             with show(f"{optimizer} on {data_name(config)}") as observe:
                 training.run(config, folder, observe=observe, command=command_line(context))
-    except training.InterruptedRunError as interrupted:
-        errors.print(
-            f"Interrupted after {interrupted.step} of {interrupted.total_steps} steps. Continue with: "
-            f"armijo finetune --resume {interrupted.folder}",
-            markup=False,
-            highlight=False,
-        )
-        raise typer.Exit(130) from None
-    report(folder)
+    except training.InterruptedRunError as run:
+        interrupted(f"Interrupted after {run.step} of {run.total_steps} steps. {_continue(run.folder)}")
+    except training.CheckpointError as error:
+        errors.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        if folder is None or not training.has_checkpoint(folder):
+            interrupted("Interrupted; there is no checkpoint, so the run has to be started again.")
+        interrupted(f"Interrupted. {_continue(folder)}")
+    try:
+        report(folder)
+    except KeyboardInterrupt:
+        interrupted(f"Interrupted before the figures and the card were made. {_continue(folder)}")
+
+
+def _continue(folder: Path) -> str:
+    return f"Continue with: armijo finetune --resume {shlex.quote(str(folder))}"
 
 
 def data_name(config: TrainingConfig) -> str:
@@ -162,10 +176,15 @@ def _lines(summary: dict[str, Any], folder: Path) -> list[str]:
     ]
     components = summary["optimizer"]["components"]
     if components:
-        sizes = ", ".join(f"{component['label']} {component['step_size']:.2g}" for component in components)
-        lines.append(f"step sizes at the end: {sizes}")
+        sizes = [f"{component['label']} {component['step_size']:.2g}" for component in components]
+        if len(sizes) > _MOST_STEP_SIZES:
+            ordered = sorted(component["step_size"] for component in components)
+            sizes = [f"{ordered[0]:.2g} to {ordered[-1]:.2g} in {len(sizes)} components (all in summary.json)"]
+        lines.append(f"step sizes at the end: {', '.join(sizes)}")
     pair = ' --text-pair "…"' if summary["task"]["pairs"] else ""
-    hint = f'; try: armijo predict {folder} --text "…"{pair}' if summary["status"] == "completed" else ""
+    hint = (
+        f'; try: armijo predict {shlex.quote(str(folder))} --text "…"{pair}' if summary["status"] == "completed" else ""
+    )
     lines.append(f"written to {folder}{hint}")
     return lines
 

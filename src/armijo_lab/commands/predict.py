@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ def _model_folder(folder: Path) -> Path:
     elif any((folder / name).exists() for name in (records.SUMMARY, records.METRICS, "checkpoint")):
         raise BadInputError(
             f"The run in {folder} has no model yet, because it ended before its first evaluation or was told to keep "
-            f"none; if it was interrupted, continue it with: armijo finetune --resume {folder}"
+            f"none; if it was interrupted, continue it with: armijo finetune --resume {shlex.quote(str(folder))}"
         )
     models.check_folder(folder, "name the output folder of an armijo finetune")
     return folder

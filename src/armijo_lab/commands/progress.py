@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +15,7 @@ from armijo_lab.commands import counted
 if TYPE_CHECKING:
     from armijo_lab.training import Observe
 
-__all__ = ["errors", "output", "show"]
+__all__ = ["errors", "interrupted", "output", "show"]
 
 output = Console(soft_wrap=True)
 """Results go here: standard output."""
@@ -24,6 +24,12 @@ errors = Console(stderr=True, soft_wrap=True)
 
 LINE_EVERY = 10.0
 """Seconds between the lines that stand for a bar where there is no terminal."""
+
+
+def interrupted(sentence: str) -> NoReturn:
+    """Say how an interrupted command can go on, and exit with 130."""
+    errors.print(sentence, markup=False, highlight=False)
+    raise SystemExit(130)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ __all__ = [
     "read_summary",
     "refuse_used",
     "reset_peak_memory",
+    "sync",
     "write_json",
     "write_text",
 ]
@@ -69,9 +70,22 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        sync(path.parent, files=False)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def sync(folder: Path, *, files: bool = True) -> None:
+    """Wait until the files of a folder, and their names, are on disk; without `files` the names alone."""
+    for path in (*(path for path in folder.rglob("*") if files and path.is_file()), folder):
+        if os.name == "nt" and path.is_dir():
+            continue  # Windows opens no folder
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -242,7 +242,7 @@ def _read(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
     # whatever it is, the file is to blame: the cause of datasets' own exception tells why.
     except Exception as error:
         cause = error.__cause__ or error
-        reason = " ".join(str(cause).split())[:200].rstrip(".") or "it has no rows"
+        reason = " ".join(str(cause).split())[:200].split(". ")[0].rstrip(".") or "it has no rows"
         raise BadInputError(f"{path} cannot be read as {ending[1:]}: {reason}.") from error
     if not columns[wanted[0]]:
         raise BadInputError(f"{path} has no rows.")
