@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check docs benchmark clean
+.PHONY: demo test soak check docs benchmark clean
 
 demo: $(INSTALLED)
 	$(BIN)/armijo finetune
 
 test: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# The long part of the tests: kills, generated files, 20,000 steps; under half an hour on two cores.
+soak: $(INSTALLED)
+	$(BIN)/pytest -n 2 --dist worksteal -m soak
 
 check: $(INSTALLED)
 	$(BIN)/pre-commit run --all-files

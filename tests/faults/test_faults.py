@@ -194,11 +194,10 @@ def test_an_exception_in_an_observer_comes_after_the_step_is_whole() -> None:
 # ------------------------------------------------------------------------------------------------------------ Ctrl-C
 
 
-@every("line", range(0, 2400, 60))
-def test_ctrl_c_at_any_line_leaves_a_whole_step_or_none(line: int, tally: Any) -> None:
-    """SIGINT at one executed line of the library after another; `line` starts a stretch of them."""
+def _interrupt_at_lines(kind: Any, lines: range, tally: Any) -> bool:
+    """SIGINT at one executed line of the library after another; whether the step had as many lines."""
     problem = Problem()
-    optimizer = armijo.AdamSLS(problem.groups(), initial_step_size=10.0)
+    optimizer = kind(problem.groups(), initial_step_size=10.0)
     optimizer.step(problem.closure())
     for group in optimizer.param_groups:
         group["step_size"] = 10.0
@@ -207,7 +206,7 @@ def test_ctrl_c_at_any_line_leaves_a_whole_step_or_none(line: int, tally: Any) -
     states, rng = copy.deepcopy((problem.model.state_dict(), optimizer.state_dict())), RandomState.capture()
     optimizer.step(closure)
     after = everything(problem.model, optimizer)
-    for at in range(line, line + 60, 13):
+    for at in lines:
         problem.model.load_state_dict(states[0])
         optimizer.load_state_dict(copy.deepcopy(states[1]))
         rng.restore()
@@ -218,11 +217,25 @@ def test_ctrl_c_at_any_line_leaves_a_whole_step_or_none(line: int, tally: Any) -
         sys.settrace(None)
         now = everything(problem.model, optimizer)
         assert same(now, before if not same(now, after) else after), f"half a step after SIGINT at line event {at}"
-        assert interrupted
-        tally("interrupts at a line of the library")
+        if not interrupted:
+            return False
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         assert torch.backends.mha.get_fastpath_enabled()
         assert not torch_module._global_forward_pre_hooks
+        tally("interrupts at a line of the library")
+    return True
+
+
+@every("first", range(0, 2400, 60))
+def test_ctrl_c_at_any_line_leaves_a_whole_step_or_none(first: int, tally: Any) -> None:
+    assert _interrupt_at_lines(armijo.AdamSLS, range(first, first + 60, 13), tally)
+
+
+@pytest.mark.soak
+@every("kind", RECOMMENDED, ids=name_of)
+@every("offset", range(4))
+def test_ctrl_c_at_every_line_of_a_step(kind: Any, offset: int, tally: Any) -> None:
+    assert not _interrupt_at_lines(kind, range(offset, 10**6, 4), tally), "the lines came to an end"
 
 
 def run_with_sigint_at(at: int, function: Callable[[], object]) -> bool:
