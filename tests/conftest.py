@@ -1,6 +1,7 @@
 """Shared settings: one thread a process (runs share the cores) and no accidental network."""
 
 import os
+import signal
 from collections.abc import Callable
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +12,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+# A shell starts its background jobs with Ctrl-C ignored; the tests of Ctrl-C want it heard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("suite")
