@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -232,6 +233,20 @@ def test_without_a_closure_the_remedy_is_named(kind: Any) -> None:
     assert torch.equal(weight, torch.ones(3))
 
 
+def _after(first: Callable[[nn.Parameter], None], weight: nn.Parameter) -> torch.Tensor:
+    first(weight)
+    return weight.square().sum()
+
+
+def _zero(weight: nn.Parameter) -> None:
+    if weight.grad is not None:
+        weight.grad.zero_()
+
+
+def _drop(weight: nn.Parameter) -> None:
+    weight.grad = None
+
+
 def contract_breakers(weight: nn.Parameter) -> dict[str, tuple[Callable[[], Any], str]]:
     def backward() -> torch.Tensor:
         loss = weight.square().sum()
@@ -251,6 +266,8 @@ def contract_breakers(weight: nn.Parameter) -> dict[str, tuple[Callable[[], Any]
         "complex": (lambda: weight.sum() * 1j, "complex64"),
         "backward": (backward, "ran backward"),
         "changed parameters": (meddle, "changed the parameters"),
+        "zero_grad, to zero": (lambda: _after(_zero, weight), "changed the gradients"),
+        "zero_grad, to None": (lambda: _after(_drop, weight), "changed the gradients"),
     }
 
 
@@ -264,9 +281,128 @@ def test_a_closure_that_breaks_its_contract_is_told_so_and_nothing_moves(breach:
     with pytest.raises(armijo.ClosureContractError, match=words):
         optimizer.step(closure)
     assert same(before, (weight.detach(), optimizer.state_dict()))
-    assert weight.grad is None
+    assert weight.grad is None or breach.startswith("zero_grad")
     optimizer.step(lambda: weight.square().sum())
     assert weight.max() < before[0].max()
+
+
+def test_what_a_closure_did_to_the_parameters_in_the_first_step_is_undone() -> None:
+    model = nn.Sequential(nn.Embedding(4, 3, max_norm=0.1), nn.Linear(3, 1))
+    before = copy.deepcopy(model.state_dict())
+    optimizer = armijo.AdamSLS(model.parameters())
+    with pytest.raises(armijo.ClosureContractError, match=r"changed the parameters.*without max_norm"):
+        optimizer.step(lambda: model(torch.tensor([1, 2])).sum())
+    assert same(before, model.state_dict())
+
+
+def test_lazy_modules_are_told_to_run_once() -> None:
+    model = nn.Sequential(nn.LazyLinear(3), nn.Tanh(), nn.LazyLinear(1))
+    optimizer = armijo.AdamSLS(model.parameters())
+    with pytest.raises(armijo.ConfigurationError, match="Run one forward before the first step"):
+        optimizer.step(lambda: model(torch.ones(2, 4)).sum())
+    model(torch.ones(2, 4))
+    optimizer.step(lambda: model(torch.ones(2, 4)).square().sum())
+
+
+def test_a_forgotten_backward_is_told_so() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = armijo.AdamSLS([weight])
+    objective = armijo.Objective()
+    objective.baseline(lambda: weight.square().sum())
+    with pytest.raises(armijo.ClosureContractError, match=r"Call backward\(\) on what"):
+        optimizer.step(objective)
+
+
+@every(
+    ("key", "value"),
+    [
+        ("lr", "x"),
+        ("lr", None),
+        ("lr", math.inf),
+        ("weight_decay", None),
+        ("step_size", math.inf),
+        ("betas", (0.9, 1.0)),
+    ],
+)
+def test_a_value_spoilt_between_steps_is_named_and_nothing_written(key: str, value: Any) -> None:
+    problem = Problem()
+    optimizer = armijo.AdamSLS(problem.groups())
+    optimizer.step(problem.closure())
+    good, optimizer.param_groups[1][key] = optimizer.param_groups[1][key], value
+    before = everything(problem.model, optimizer)
+    with pytest.raises(armijo.ConfigurationError, match=key):
+        optimizer.step(problem.closure())
+    assert same(before, everything(problem.model, optimizer))
+    optimizer.param_groups[1][key] = good
+    optimizer.step(problem.closure())
+
+
+def test_a_merging_that_raises_leaves_the_step_undone() -> None:
+    class Failing(armijo.NeverMerge):
+        def propose(self, step_sizes: Any) -> None:
+            raise RuntimeError("no opinion")
+
+    problem = Problem()
+    optimizer = armijo.PLASLS(problem.groups(), merging=Failing())
+    before = everything(problem.model, optimizer)
+    with pytest.raises(RuntimeError, match="no opinion"):
+        optimizer.step(problem.closure())
+    assert same(before, everything(problem.model, optimizer))
+
+
+def test_a_step_size_that_the_number_format_cannot_hold_is_a_failed_trial() -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    optimizer = armijo.SGDSLS([weight], initial_step_size=1e5)
+    optimizer.step(lambda: weight.float().square().sum())
+    assert optimizer.report is not None
+    assert optimizer.report.components[0].status == "accepted"
+    fixed = armijo.LineSearch(
+        [weight],
+        direction=armijo.Gradient(),
+        criterion=armijo.Armijo(),
+        search=armijo.FixedStep(1e6),
+        guess=armijo.Growth(),
+        turn=armijo.Jointly(),
+        merging=armijo.NeverMerge(),
+    )
+    with pytest.raises(armijo.ConfigurationError, match="Cap it with max_step_size"):
+        fixed.step(lambda: weight.float().square().sum())
+
+
+def test_a_state_from_before_a_scheduler_was_added_is_loaded() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    state = armijo.AdamSLS([weight]).state_dict()
+    optimizer = armijo.AdamSLS([{"params": [weight], "note": "mine"}])
+    torch.optim.lr_scheduler.LinearLR(optimizer)
+    optimizer.load_state_dict(state)
+    optimizer.step(lambda: weight.square().sum())
+
+
+def test_ctrl_c_reaches_the_trials_of_an_objective() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = armijo.AdamSLS([weight])
+    reached = []
+
+    def closure() -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the line after it")
+        return weight.square().sum()
+
+    objective = armijo.Objective()
+    objective.baseline(closure).backward()
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(objective)
+    assert not reached
+    assert torch.equal(weight, torch.ones(3))
+
+
+def test_a_group_added_to_one_component_takes_its_step_size_over() -> None:
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = armijo.AdamSLS([first], initial_step_size=10.0)
+    optimizer.step(lambda: first.square().sum())
+    optimizer.add_param_group({"params": [second]})
+    assert optimizer.param_groups[1]["step_size"] == optimizer.param_groups[0]["step_size"] < 10.0
 
 
 def test_a_loss_instead_of_a_closure_is_told_so() -> None:

@@ -1,8 +1,12 @@
 """A trial at η = 0 is the baseline again, to the last bit; and afterwards it is as if one forward had run."""
 
 import random
+import threading
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -320,3 +324,125 @@ def test_an_ensemble_under_vmap_can_be_searched() -> None:
         float(optimizer.step(lambda: torch.func.vmap(one)(parameters, buffers).square().mean())) for _ in range(5)
     ]
     assert losses[-1] < losses[0]
+
+
+# ------------------------------------------------------------------------------------------------- unusual buffers
+
+
+def qat() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    return torch.ao.quantization.prepare_qat(model)
+
+
+class Lookup(nn.Module):
+    """Holds a buffer of the given kind, and multiplies by a matrix or adds a vector."""
+
+    def __init__(self, table: torch.Tensor | None, name: str = "table") -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("table", table)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            self.table = torch.ones(6)
+        hidden = self.linear(x)
+        return self.table @ hidden if self.table.layout is not torch.strided else hidden + self.table
+
+
+def filled_under_inference_mode() -> nn.Module:
+    model = Lookup(None)
+    with torch.inference_mode():
+        model(torch.ones(2, 6))
+    assert model.table.is_inference()
+    return model
+
+
+UNUSUAL: dict[str, Callable[[], nn.Module]] = {
+    "observers that take their shape from the first batch": qat,
+    "filled under inference mode": filled_under_inference_mode,
+    "a scripted module": lambda: nn.Sequential(torch.jit.script(nn.Linear(6, 6)), nn.Linear(6, 6)),
+    "a compressed sparse table": lambda: Lookup(torch.eye(16).to_sparse_csr()),
+    "a sparse table": lambda: Lookup(torch.eye(16).to_sparse()),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, on observers and sparse tensors
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_buffers_are_no_hindrance(name: str) -> None:
+    model = seeded(UNUSUAL[name])
+    optimizer = armijo.AdamSLS(model.parameters())
+    closure = closure_for(model)
+    losses = [float(optimizer.step(closure)) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    objective = armijo.Objective()
+    baseline = float(objective.baseline(closure).detach())
+    assert objective.trial() == baseline
+    objective.settle()
+
+
+def test_a_buffer_that_may_only_be_read_is_not_written(tmp_path: Path) -> None:
+    """A write into such a memory map would end the process."""
+    np.save(tmp_path / "table.npy", np.ones(6, np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that the array is not writable
+        table = torch.from_numpy(np.load(tmp_path / "table.npy", mmap_mode="r"))
+    model = Lookup(table)
+    optimizer = armijo.AdamSLS(model.parameters())
+    optimizer.step(closure_for(model))
+    assert optimizer.report is not None
+    assert optimizer.report.components[0].status == "accepted"
+
+
+def test_a_buffer_that_views_a_parameter_does_not_undo_the_trials() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.register_buffer("view", self.weight.data)
+
+        def forward(self) -> torch.Tensor:
+            return (self.weight**2).sum()
+
+    model = Viewing()
+    optimizer = armijo.SGDSLS(model.parameters(), initial_step_size=0.1)
+    optimizer.step(model)
+    assert optimizer.report is not None
+    assert optimizer.report.components[0].status == "accepted"
+    torch.testing.assert_close(model.weight.detach(), 1 - 2 * optimizer.param_groups[0]["step_size"] * torch.ones(3))
+
+
+def test_one_tensor_for_all_results_does_not_change_the_recorded_loss() -> None:
+    """As a forward that was captured in a graph has it."""
+    weight, result = nn.Parameter(torch.tensor([3.0, 1.0])), torch.zeros(())
+
+    class Static(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, w: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(w)
+            return result.copy_((w * w).sum())
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return 2 * ctx.saved_tensors[0] * grad
+
+    optimizer = armijo.SGDSLS([weight])
+    assert float(optimizer.step(lambda: Static.apply(weight))) == 10.0
+    assert optimizer.report is not None
+    assert optimizer.report.loss == 10.0
+
+
+def test_what_another_thread_runs_meanwhile_is_left_alone() -> None:
+    own, others = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), nn.BatchNorm1d(6)
+    inputs, calls = torch.randn(16, 6), []
+
+    def closure() -> torch.Tensor:
+        calls.append(1)
+        thread = threading.Thread(target=others, args=(inputs,))
+        thread.start()
+        thread.join()
+        return own(inputs).square().mean()
+
+    armijo.AdamSLS(own.parameters()).step(closure)
+    assert others.num_batches_tracked == len(calls) > 1
+    assert own[1].num_batches_tracked == 1
