@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
+from numbers import Real
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ def check_group(group: Mapping[str, Any], first: Mapping[str, Any], direction: D
                 "armijo does not optimize complex parameters. Hold the real and imaginary parts as a real "
                 "parameter and combine them with torch.view_as_complex in the forward pass."
             )
+    if not isinstance(group["maximize"], bool):
+        raise ConfigurationError(f"maximize is {group['maximize']!r}; it must be True or False.")
     if group["maximize"] != first["maximize"]:
         raise ConfigurationError(
             "One group maximizes and another minimizes, but a line search judges one loss. Use an optimizer for "
@@ -117,14 +120,15 @@ def check_state(
         isinstance(saved, Mapping)
         and isinstance(saved.get("state"), Mapping)
         and isinstance(saved.get("param_groups"), Sequence)
-        and all(isinstance(group, Mapping) and "params" in group for group in saved["param_groups"])
+        and all(isinstance(group, Mapping) and _are_keys(group.get("params")) for group in saved["param_groups"])
     ):
         raise ConfigurationError(
             f"This is no state of {name}: it needs the keys 'state' and 'param_groups' that state_dict() writes. Load "
             "what optimizer.state_dict() returned, or an older checkpoint if this one is damaged."
         )
     found = saved["param_groups"]
-    later = next((group["format"] for group in found if group.get("format", FORMAT) != FORMAT), None)
+    formats = (group.get("format", FORMAT) for group in found)
+    later = next((number for number in formats if not isinstance(number, int) or number != FORMAT), None)
     if later is not None:
         raise ConfigurationError(
             f"This state has the format {later}, and this version of armijo reads the format {FORMAT}. Load it with "
@@ -154,6 +158,11 @@ def check_state(
         raise ConfigurationError(
             f"The state cannot be loaded into this {name}, which is as it was: {error} If the file is damaged, load an "
             "older one."
+        ) from error
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # values that are not what they should be
+        raise ConfigurationError(
+            f"The state cannot be loaded into this {name}, which is as it was: {type(error).__name__}, {error}. If the "
+            "file is damaged, load an older one."
         ) from error
 
 
@@ -190,15 +199,23 @@ def _check_moments(
                     f"{moment} of parameter {key} has the shape {shape}, and the parameter {tuple(parameter.shape)}."
                 )
             # Parts of a sharded tensor are judged on the ranks that hold them as plain ones.
-            if type(tensor) is torch.Tensor and not tensor.is_meta and not bool(tensor.isfinite().all()):
-                raise ConfigurationError(f"{moment} of parameter {key} holds numbers that are not finite.")
+            # Infinite ones do occur: squares overflow before their roots matter.
+            if not tensor.is_floating_point():
+                raise ConfigurationError(f"{moment} of parameter {key} holds no real numbers but {tensor.dtype}.")
+            if type(tensor) is torch.Tensor and not tensor.is_meta and bool(tensor.isnan().any()):
+                raise ConfigurationError(f"{moment} of parameter {key} holds NaN.")
 
 
 def _number(value: Any) -> float | None:
     """A number, or a tensor of one element, as a float; None for everything else."""
     if isinstance(value, torch.Tensor):
         return float(value) if value.numel() == 1 and not value.is_complex() else None
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, Real) else None  # NumPy's numbers are real ones too
+
+
+def _are_keys(params: object) -> bool:
+    # Distributed checkpoints name parameters, others number them.
+    return isinstance(params, Sequence) and all(isinstance(key, int | str) for key in params)
 
 
 def _sizes(sizes: Sequence[int]) -> str:

@@ -54,4 +54,7 @@ class Interrupts:
     def _deliver(self) -> None:
         if self._caught is not None:
             caught, self._caught = self._caught, None
+            # Closed while the handler raises its way out: what undoes the step must not be interrupted in turn.
+            was_open, self._open = self._open, False
             self._handler(*caught)
+            self._open = was_open

@@ -262,8 +262,9 @@ class LineSearch(Optimizer):
         Raises:
             MissingClosureError: without a closure. (Only where every `lr` is 0 and every gradient None or zero is it
                 allowed: it creates the state that distributed checkpointing wants to fill, and changes no number.)
-            ClosureContractError: if the closure breaks its contract. What one that changes parameters did in its first
-                call is undone if this is the optimizer's first step; later there is no copy to undo it from.
+            ClosureContractError: if the closure breaks its contract. Parameters that it changed in its first call are
+                put back if this is the optimizer's first step; of later steps, of other parameters than those under
+                search, and of an `Objective` there is no copy.
             ConfigurationError: if a value in a group is out of its range, if parameters have no shape yet (lazy
                 modules), or for sparse gradients where the direction keeps moments.
         """

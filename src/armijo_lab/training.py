@@ -19,7 +19,6 @@ import logging
 import math
 import os
 import random
-import shlex
 import shutil
 import signal
 import threading
@@ -591,16 +590,13 @@ class _Training:
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
-            records.sync(path.parent)
+            records.sync(path.parent, files=False)
         except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            kept = (
-                f"the one before it is intact: make room and continue with --resume {shlex.quote(str(folder))}"
-                if path.is_file()
-                else "there is none before it: make room and start again"
-            )
+            before = "the one before it is intact: make room and continue"
+            kept = before if path.is_file() else "there is none before it: make room and start again"
             raise CheckpointError(
                 f"The checkpoint of step {self.progress.step} could not be written ({reason}); {kept}."
             ) from error
@@ -712,7 +708,10 @@ def train(
     progress = training.progress
     records.reset_peak_memory(training.device)
     with _Stop() as stop:
-        log = records.RunLog.create(folder) if checkpoint is None else records.RunLog.resume(folder, progress.step)
+        if checkpoint is None:
+            log = records.RunLog.create(folder)
+        else:
+            log = records.RunLog.resume(folder, progress.step, len(progress.epochs))
         with log:
             return _run_to_its_end(training, folder, log, stop, observe, command)
 
@@ -747,8 +746,6 @@ def _run_to_its_end(
     while len(progress.epochs) < config.epochs:
         epoch = len(progress.epochs)
         done = progress.step - epoch * training.steps_per_epoch
-        # Interrupted before an evaluation that was due; its record must not come twice if this part is killed.
-        owed = done == training.steps_per_epoch
         if done < training.steps_per_epoch and not stop.requested:
             if not order:
                 order = training.order(epoch)
@@ -765,9 +762,10 @@ def _run_to_its_end(
                 observe({"kind": "epoch", **record})
                 order = []
         due = config.checkpoint_every is not None and progress.step % config.checkpoint_every == 0
-        if stop.requested or due or owed:
+        stopping = stop.requested
+        if stopping or due:
             checkpoint()
-        if stop.requested:
+        if stopping:
             with stop.waiting():
                 records.write_json(folder / records.SUMMARY, training.summary("interrupted", command))
             raise InterruptedRunError(folder, progress.step, training.total_steps)
@@ -796,10 +794,13 @@ class _Stop:
             self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        # Asked for while the last files were written: the run is whole, and whoever started it is to stop.
+        if self.requested and kind is None:
+            raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -358,11 +358,34 @@ def filled_under_inference_mode() -> nn.Module:
     return model
 
 
+class Aside(nn.Module):
+    """Holds a buffer that takes no part."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("table", table)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+def flat_batch_norm() -> nn.Module:
+    norm = nn.BatchNorm1d(6)
+    flat = torch.cat([torch.ones(6), torch.zeros(6), torch.zeros(6), torch.ones(6)])
+    norm.weight, norm.bias = nn.Parameter(flat.data[:6]), nn.Parameter(flat.data[6:12])
+    norm.running_mean, norm.running_var = flat.data[12:18], flat.data[18:]
+    return nn.Sequential(nn.Linear(6, 6), norm)
+
+
 UNUSUAL: dict[str, Callable[[], nn.Module]] = {
     "observers that take their shape from the first batch": qat,
     "filled under inference mode": filled_under_inference_mode,
     "a scripted module": lambda: nn.Sequential(torch.jit.script(nn.Linear(6, 6)), nn.Linear(6, 6)),
     "a compressed sparse table": lambda: Lookup(torch.eye(16).to_sparse_csr()),
+    "a quantised table": lambda: Aside(torch.quantize_per_tensor(torch.ones(6), 1, 0, torch.qint8)),
+    "a conjugate table": lambda: Aside(torch.ones(6, dtype=torch.cfloat).conj()),
+    "one storage for all of a batch norm": flat_batch_norm,
     "a sparse table": lambda: Lookup(torch.eye(16).to_sparse()),
 }
 
@@ -375,6 +398,8 @@ def test_unusual_buffers_are_no_hindrance(name: str) -> None:
     closure = closure_for(model)
     losses = [float(optimizer.step(closure)) for _ in range(5)]
     assert losses[-1] < losses[0]
+    counts = [module.num_batches_tracked for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    assert all(count == 5 for count in counts)
     objective = armijo.Objective()
     baseline = float(objective.baseline(closure).detach())
     assert objective.trial() == baseline
@@ -446,3 +471,29 @@ def test_what_another_thread_runs_meanwhile_is_left_alone() -> None:
     armijo.AdamSLS(own.parameters()).step(closure)
     assert others.num_batches_tracked == len(calls) > 1
     assert own[1].num_batches_tracked == 1
+
+
+def test_statistics_beside_parameters_in_one_storage_are_those_of_one_forward() -> None:
+    flat, plain = seeded(flat_batch_norm), seeded(flat_batch_norm)
+    inputs = torch.randn(16, 6) + 3
+    plain(inputs)
+    armijo.AdamSLS(flat.parameters()).step(lambda: flat(inputs).square().mean())
+    assert torch.equal(flat[1].running_mean, plain[1].running_mean)
+
+
+def test_an_expanded_buffer_written_in_place_is_put_back() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+            self.register_buffer("count", torch.zeros(1, 6).expand(4, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count.fill_(float(self.count[0, 0]) + 1)
+            return self.linear(x) * self.count[0]
+
+    model = Counting()
+    optimizer = armijo.AdamSLS(model.parameters())
+    for step in range(3):
+        optimizer.step(closure_for(model))
+        assert float(model.count[0, 0]) == step + 1

@@ -205,6 +205,16 @@ def _damaged() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "a moment that is no tensor": (moment(lambda m: {**m, "exp_avg": 1.0}), "has the shape float"),
         "a step of NaN": (moment(lambda m: {**m, "step": torch.tensor(math.nan)}), "step count of parameter 0"),
         "a step in words": (moment(lambda m: {**m, "step": "three"}), "step count of parameter 0"),
+        "a moment of NaN": (
+            moment(lambda m: {**m, "exp_avg": torch.full((16, 8), math.nan)}),
+            "exp_avg of parameter 0 holds NaN",
+        ),
+        "a complex moment": (moment(lambda m: {**m, "exp_avg": torch.zeros(16, 8) * 1j}), "complex64"),
+        "parameters of nothing": (change(params=None), "This is no state of"),
+        "an lr beyond all numbers": (change(lr=10**400), "OverflowError"),
+        "maximize in words": (change(maximize="x"), "maximize is 'x'"),
+        "a version in words": (change(format="one"), "has the format one"),
+        "an infinite eps": (change(eps=math.inf), "eps is inf"),
         "moments of nobody": (foreign, "a parameter 99 that is in none"),
     }
 

@@ -144,13 +144,19 @@ def _in_mid_write(which: str, after: int) -> Callable[[subprocess.Popen[bytes], 
 CHECKPOINT, MODEL = "checkpoint/.state.partial", ".best.partial"
 
 
-@pytest.mark.parametrize("which", [CHECKPOINT, "somewhere"])
-def test_a_killed_run_is_resumed_to_the_last_bit(whole: tuple[Path, float], which: str, tally: Any) -> None:
-    folder, seconds = whole
-    wait = _in_mid_write(which, 7) if which == CHECKPOINT else _at(0.7 * seconds)
-    found = _kill_and_resume(folder, "killed", wait)
+def _after_records(number: int) -> Callable[[subprocess.Popen[bytes], Path], None]:
+    def wait(process: subprocess.Popen[bytes], folder: Path) -> None:
+        metrics = folder / "metrics.jsonl"
+        while process.poll() is None and not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= number):
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.mark.parametrize("wait", [_in_mid_write(CHECKPOINT, 7), _after_records(160)], ids=["in mid-write", "between"])
+def test_a_killed_run_is_resumed_to_the_last_bit(whole: tuple[Path, float], wait: Any, tally: Any) -> None:
+    assert _kill_and_resume(whole[0], "killed", wait) == "resumed"
     tally("kills of the command survived")
-    assert found != "complete already"
 
 
 @pytest.mark.soak
@@ -178,7 +184,7 @@ def test_a_full_disk_is_a_sentence_and_the_checkpoint_before_is_intact(whole: tu
     code, said = _finish(ARGUMENTS, folder, preexec_fn=limit)
     assert code == 1, said
     assert "The checkpoint of step 10 could not be written" in said
-    assert "the one before it is intact" in said
+    assert "the one before it is intact: make room and continue. Continue with: armijo finetune --resume run" in said
     assert "Traceback" not in said
     assert [path.name for path in (folder / "run" / "checkpoint").iterdir()] == ["state.pt"]
     code, said = _finish(["finetune", "--resume", "run"], folder)

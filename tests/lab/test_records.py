@@ -91,7 +91,7 @@ def test_resume_cuts_the_records_after_the_checkpoint(tmp_path: Path) -> None:
             log.step(step(number))
             if number == 3:
                 log.epoch(epoch(1, 3))
-    with RunLog.resume(tmp_path, 3) as log:
+    with RunLog.resume(tmp_path, 3, 1) as log:
         log.step(step(4, loss=0.125))
     run = read_run(tmp_path)
     assert [record["step"] for record in run.steps] == [1, 2, 3, 4]
@@ -107,7 +107,7 @@ def test_resume_cuts_a_torn_line_and_what_follows_joins_cleanly(tmp_path: Path) 
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "step", "step": 2, "lo')
     assert len(read_run(tmp_path).steps) == 1
-    with RunLog.resume(tmp_path, 7) as log:
+    with RunLog.resume(tmp_path, 7, 1) as log:
         log.step(step(2))
     assert [record["step"] for record in read_run(tmp_path).steps] == [1, 2]
 
@@ -115,13 +115,13 @@ def test_resume_cuts_a_torn_line_and_what_follows_joins_cleanly(tmp_path: Path) 
 def test_resume_from_the_start_keeps_nothing(tmp_path: Path) -> None:
     with RunLog.create(tmp_path) as log:
         log.step(step(1))
-    RunLog.resume(tmp_path, 0).close()
+    RunLog.resume(tmp_path, 0, 0).close()
     assert read_run(tmp_path).steps == []
 
 
 def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="no run to resume"):
-        RunLog.resume(tmp_path, 3)
+        RunLog.resume(tmp_path, 3, 0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -310,7 +310,7 @@ def test_a_failed_checkpoint_leaves_the_old_one(start, resumable, tmp_path, monk
         real(state, file)
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(training.CheckpointError, match=r"of step 4 could not .*the one before it is intact.*--resume"):
+    with pytest.raises(training.CheckpointError, match=r"of step 4 could not .*the one before it is intact"):
         start(replace(resumable, checkpoint_every=2), tmp_path / "run")
     monkeypatch.setattr(torch, "save", real)
     assert training._read_checkpoint(tmp_path / "run")["progress"]["step"] == 2

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -372,6 +373,16 @@ def test_every_scheduler_drives_lr(info: Any, name: str) -> None:
     assert losses[-1] < losses[0]
     state = schedulers[0].state_dict()
     schedulers[0].load_state_dict(state)
+
+
+@each_kind
+def test_numpy_numbers_are_numbers(info: Any) -> None:
+    problem = Problem()
+    optimizer = info.optim_cls(problem.groups(), lr=np.float32(0.5), weight_decay=np.float64(0.1))
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: np.float32(0.9**step))
+    for _ in range(3):
+        run(problem, optimizer, 1)
+        scheduler.step()
 
 
 @each_kind

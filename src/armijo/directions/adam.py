@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -51,10 +53,11 @@ class Adam:
         """Check the range of `betas` and `eps`."""
         betas = group["betas"]
         pair = isinstance(betas, tuple | list) and len(betas) == 2
-        if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        if not pair or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
             raise ConfigurationError(f"betas is {betas}; both must lie in [0, 1), for instance (0.9, 0.999).")
-        if not (isinstance(group["eps"], int | float) and group["eps"] >= 0):
-            raise ConfigurationError(f"eps is {group['eps']}; it must be 0 or more, for instance 1e-8.")
+        eps = group["eps"]
+        if not (isinstance(eps, Real) and 0 <= float(eps) < math.inf):
+            raise ConfigurationError(f"eps is {eps}; it must be a number of 0 or more, for instance 1e-8.")
 
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         """`exp_avg` (m) and `exp_avg_sq` (v), named as torch's Adam names them."""

@@ -8,7 +8,7 @@ a device, and put back for each trial.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -28,12 +28,15 @@ class Buffers:
     def add(self, module: Module) -> None:
         """Copy the buffers of a module and of everything inside it, unless they were copied already."""
         # A buffer that views a parameter belongs to the search: put back, it would undo a trial's move.
-        parameters = {_memory(parameter) for parameter in module.parameters()} - {None}
+        owned: dict[int, list[tuple[int, int]]] = {}
+        for parameter in module.parameters():
+            if place := _memory(parameter):
+                owned.setdefault(place[0], []).append(place[1:])
         for inner in module.modules():
             if id(inner) not in self._names:
                 self._names[id(inner)] = (inner, dict(inner._buffers))
                 for buffer in inner._buffers.values():
-                    if buffer is not None and _memory(buffer) not in parameters:
+                    if buffer is not None and not _overlaps(buffer, owned):
                         self._keep(buffer)
 
     def _keep(self, buffer: torch.Tensor) -> None:
@@ -89,30 +92,50 @@ class Buffers:
             if buffer.shape != copy.shape:  # observers take their shape from the first batch
                 buffer.resize_(copy.shape)
             if not _untouched(buffer, copy):
-                buffer.copy_(copy)
+                _distinct(buffer).copy_(_distinct(copy, like=buffer))
 
 
 def _untouched(buffer: torch.Tensor, copy: torch.Tensor) -> bool:
     """Whether there is surely nothing to put back, and on a GPU without waiting for it."""
-    if buffer.layout is not torch.strided or buffer.is_nested:
-        return False
-    # Nothing can have written in place where one element stands for many.
-    if any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True)):
-        return True
     # A buffer may be a file mapped into memory for reading, where a write would end the process.
-    plain = type(buffer) is torch.Tensor and buffer.device.type == "cpu" and buffer.is_contiguous()
+    plain = (
+        type(buffer) is torch.Tensor
+        and buffer.device.type == "cpu"
+        and buffer.layout is torch.strided
+        and not (buffer.is_nested or buffer.is_quantized or buffer.is_conj() or buffer.is_neg())
+        and buffer.is_contiguous()
+        and copy.is_contiguous()
+    )
     return plain and torch.equal(buffer.view(-1).view(torch.uint8), copy.view(-1).view(torch.uint8))
+
+
+def _distinct(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+    """The tensor, once where `like` (itself) is expanded: torch refuses to write where one element stands for many."""
+    like = tensor if like is None else like
+    if like.layout is not torch.strided or like.is_nested:
+        return tensor
+    for dimension, (step, size) in enumerate(zip(like.stride(), like.shape, strict=True)):
+        if step == 0 and size > 1:
+            tensor = tensor.narrow(dimension, 0, 1)
+    return tensor
 
 
 def _is_wrapped(tensor: torch.Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _memory(tensor: torch.Tensor) -> int | None:
-    """Where a tensor's numbers lie; None where that cannot be told or nothing lies there."""
-    if _is_wrapped(tensor) or tensor.layout is not torch.strided or tensor.is_nested:
+def _memory(tensor: torch.Tensor) -> tuple[int, int, int] | None:
+    """The storage of a tensor, and its first and last byte; None where that cannot be told or nothing lies there."""
+    if _is_wrapped(tensor) or tensor.layout is not torch.strided or tensor.is_nested or tensor.numel() == 0:
         return None
     try:
-        return tensor.untyped_storage().data_ptr() or None
+        storage, first = tensor.untyped_storage().data_ptr(), tensor.data_ptr()
     except (RuntimeError, NotImplementedError):  # lazy, fake and wrapped tensors
         return None
+    reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return (storage, first, first + reach * tensor.element_size() - 1) if storage else None
+
+
+def _overlaps(buffer: torch.Tensor, owned: Mapping[int, Sequence[tuple[int, int]]]) -> bool:
+    place = _memory(buffer) if owned else None
+    return place is not None and any(place[1] <= last and first <= place[2] for first, last in owned.get(place[0], ()))

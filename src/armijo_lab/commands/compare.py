@@ -208,7 +208,7 @@ def compare(
     except training.InterruptedRunError as run:
         interrupted(f"Interrupted after {run.step} of {run.total_steps} steps of {run.folder.name}. {again}")
     except training.CheckpointError as error:
-        errors.print(str(error), markup=False, highlight=False)
+        errors.print(f"{error} {again}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         started = (folder / _PLAN).is_file()

@@ -79,12 +79,14 @@ def finetune(
     from armijo_lab.commands.progress import errors, interrupted, show
 
     folder = resume
+    if folder is not None:
+        only_resume(context)
+        if training.lacks_its_report(folder):
+            _report_or_say(folder)
+            return
     try:
-        if folder is not None:
-            only_resume(context)
-            if training.lacks_its_report(folder):
-                report(folder)
-                return
+        if resume is not None:
+            folder = resume
             with show(f"resuming {folder}") as observe:
                 training.resume(folder, observe=observe, command=None)
         else:
@@ -118,15 +120,21 @@ def finetune(
     except training.InterruptedRunError as run:
         interrupted(f"Interrupted after {run.step} of {run.total_steps} steps. {_continue(run.folder)}")
     except training.CheckpointError as error:
-        errors.print(str(error), markup=False, highlight=False)
+        errors.print(f"{error} {_continue(folder)}" if folder else str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        if folder is None or not training.has_checkpoint(folder):
+        if folder is None or not (training.has_checkpoint(folder) or training.lacks_its_report(folder)):
             interrupted("Interrupted; there is no checkpoint, so the run has to be started again.")
         interrupted(f"Interrupted. {_continue(folder)}")
+    _report_or_say(folder)
+
+
+def _report_or_say(folder: Path) -> None:
     try:
         report(folder)
     except KeyboardInterrupt:
+        from armijo_lab.commands.progress import interrupted
+
         interrupted(f"Interrupted before the figures and the card were made. {_continue(folder)}")
 
 

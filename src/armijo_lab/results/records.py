@@ -7,6 +7,7 @@
 A float that is not finite is written as `null`, so that every JSON reader can read it.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -78,10 +79,13 @@ def write_text(path: Path, text: str) -> None:
 
 def sync(folder: Path, *, files: bool = True) -> None:
     """Wait until the files of a folder, and their names, are on disk; without `files` the names alone."""
-    for path in (*(path for path in folder.rglob("*") if files and path.is_file()), folder):
-        if os.name == "nt" and path.is_dir():
-            continue  # Windows opens no folder
-        number = os.open(path, os.O_RDONLY)
+    for path in folder.rglob("*") if files else ():
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    # Windows opens no folder, and some network file systems do not synchronise one: the names are then theirs to keep.
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(number)
         finally:
@@ -161,15 +165,15 @@ class RunLog:
         return cls(folder)
 
     @classmethod
-    def resume(cls, folder: Path, step: int) -> Self:
-        """Continue a run from its checkpoint at `step`: records of later steps are cut off, they will come again.
+    def resume(cls, folder: Path, step: int, epochs: int) -> Self:
+        """Continue a run from its checkpoint: records of what it does not contain are cut off, they will come again.
 
-        An epoch's record is kept if its `step` is not later than `step`; the checkpoint of an epoch's last step
-        therefore counts as made after the epoch's record. A line that a crash left half-written is cut off too.
+        A line that a crash left half-written is cut off too.
 
         Args:
             folder: The run folder.
             step: The last step that the checkpoint contains, 0 for none.
+            epochs: How many epochs' evaluations it contains.
 
         Raises:
             BadInputError: There is no `metrics.jsonl` in `folder`.
@@ -180,7 +184,7 @@ class RunLog:
         kept = 0
         with path.open("rb+") as file:
             for line, record in _records(file):
-                if record is None or record["step"] > step:
+                if record is None or record["step"] > step or (record["kind"] == "epoch" and record["epoch"] > epochs):
                     break
                 kept += len(line)
             file.truncate(kept)
