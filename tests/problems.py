@@ -56,6 +56,19 @@ class Problem:
         return lambda: nn.functional.cross_entropy(self.model(inputs), labels)
 
 
+def failing(closure: Callable[[], torch.Tensor], at: int, error: BaseException) -> Callable[[], torch.Tensor]:
+    """The same loss, but its evaluation number `at`, from 0, ends in `error`, after all its draws and writes."""
+    calls = iter(range(1000))
+
+    def loss() -> torch.Tensor:
+        found = closure()
+        if next(calls) == at:
+            raise error
+        return found
+
+    return loss
+
+
 class _Uphill(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:

@@ -154,15 +154,11 @@ def check_state(
                 if not isinstance(group[key], int) or group[key] < 0 or group[key] != found[0][key]:
                     raise ConfigurationError(f"{key} is {group[key]!r}; it must be a count, alike in every group.")
         _check_moments(saved["state"], found, groups, direction, name)
-    except ConfigurationError as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # whatever a value of the wrong kind raises
+        said = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}, {error}."
         raise ConfigurationError(
-            f"The state cannot be loaded into this {name}, which is as it was: {error} If the file is damaged, load an "
+            f"The state cannot be loaded into this {name}, which is as it was: {said} If the file is damaged, load an "
             "older one."
-        ) from error
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # values that are not what they should be
-        raise ConfigurationError(
-            f"The state cannot be loaded into this {name}, which is as it was: {type(error).__name__}, {error}. If the "
-            "file is damaged, load an older one."
         ) from error
 
 
@@ -198,10 +194,9 @@ def _check_moments(
                 raise ConfigurationError(
                     f"{moment} of parameter {key} has the shape {shape}, and the parameter {tuple(parameter.shape)}."
                 )
-            # Parts of a sharded tensor are judged on the ranks that hold them as plain ones.
-            # Infinite ones do occur: squares overflow before their roots matter.
             if not tensor.is_floating_point():
                 raise ConfigurationError(f"{moment} of parameter {key} holds no real numbers but {tensor.dtype}.")
+            # Infinity is sound: the square of a large gradient overflows. Sharded tensors would ask all ranks.
             if type(tensor) is torch.Tensor and not tensor.is_meta and bool(tensor.isnan().any()):
                 raise ConfigurationError(f"{moment} of parameter {key} holds NaN.")
 

@@ -403,9 +403,10 @@ class LineSearch(Optimizer):
             return [min(ratio * step_size, move.cap) for ratio, move in zip(ratios, block, strict=True)]
 
         with Snapshot(tensors) as snapshot:
+            reach = snapshot.reach
 
             def evaluate(step_size: float) -> float:
-                if step_size > snapshot.reach:
+                if step_size > reach:
                     return math.inf
                 snapshot.move(dict(enumerate(own(step_size))))
                 versions = self._versions()
@@ -538,7 +539,7 @@ class LineSearch(Optimizer):
 
     def _check_unchanged(self, versions: list[tuple[int, int | None]]) -> None:
         now = self._versions()
-        if [parameter for parameter, _ in versions] != [parameter for parameter, _ in now]:
+        if [of_parameter for of_parameter, _ in versions] != [of_parameter for of_parameter, _ in now]:
             raise ClosureContractError(
                 "The closure changed the parameters. It must only evaluate the loss at the parameters as they are: "
                 "move updates and weight clipping behind optimizer.step(), and build embeddings without max_norm."

@@ -193,6 +193,20 @@ def test_a_full_disk_is_a_sentence_and_the_checkpoint_before_is_intact(whole: tu
     tally("full disks survived")
 
 
+def test_a_disk_too_full_for_the_first_checkpoint_is_told_to_start_again(whole: tuple[Path, float]) -> None:
+    folder = whole[0].parent / "fuller"
+    folder.mkdir()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    code, said = _finish(ARGUMENTS, folder, preexec_fn=limit)
+    assert code == 1, said
+    assert "The checkpoint of step 0 could not be written" in said
+    assert "start again" in said
+    assert "--resume" not in said
+
+
 def test_figures_and_card_are_made_by_resume_if_they_are_missing(whole: tuple[Path, float]) -> None:
     folder = whole[0].parent / "unreported"
     shutil.copytree(whole[0], folder)

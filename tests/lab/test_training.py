@@ -362,6 +362,21 @@ def test_a_second_signal_does_not_spoil_the_checkpoint_that_the_first_one_asked_
     assert training._read_checkpoint(tmp_path / "run")["progress"]["step"] == 3
 
 
+def test_a_signal_while_the_last_files_are_written_stops_whoever_started_the_run(start, tmp_path, monkeypatch):
+    real = training._Training.save_model
+
+    def save_model(self, folder):
+        if folder.name == "last":
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, folder)
+
+    monkeypatch.setattr(training._Training, "save_model", save_model)
+    with pytest.raises(KeyboardInterrupt):
+        start(BASE, tmp_path / "run")
+    assert read_run(tmp_path / "run").summary["status"] == "completed"
+    assert training.lacks_its_report(tmp_path / "run")
+
+
 def test_a_model_that_cannot_take_the_texts_is_refused_before_anything_is_written(start, tmp_path, monkeypatch):
     def fail(self, inputs):
         raise IndexError("index out of range in self")

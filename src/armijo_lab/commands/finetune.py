@@ -85,8 +85,7 @@ def finetune(
             _report_or_say(folder)
             return
     try:
-        if resume is not None:
-            folder = resume
+        if folder is not None:
             with show(f"resuming {folder}") as observe:
                 training.resume(folder, observe=observe, command=None)
         else:
@@ -120,7 +119,8 @@ def finetune(
     except training.InterruptedRunError as run:
         interrupted(f"Interrupted after {run.step} of {run.total_steps} steps. {_continue(run.folder)}")
     except training.CheckpointError as error:
-        errors.print(f"{error} {_continue(folder)}" if folder else str(error), markup=False, highlight=False)
+        how = f" {_continue(folder)}" if folder is not None and training.has_checkpoint(folder) else ""
+        errors.print(f"{error}{how}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         if folder is None or not (training.has_checkpoint(folder) or training.lacks_its_report(folder)):
