@@ -9,7 +9,7 @@ Examples:
 """
 
 from armijo import paper
-from armijo.components.merging import MergeSmallest, NeverMerge
+from armijo.components.merging import MergeNeighbours, MergeSmallest, NeverMerge
 from armijo.components.partition import ByLabel, Together
 from armijo.components.splitting import split
 from armijo.components.turns import Cycle, EachInTurn, Jointly
@@ -54,6 +54,7 @@ __all__ = [
     "Jointly",
     "Line",
     "LineSearch",
+    "MergeNeighbours",
     "MergeSmallest",
     "MissingClosureError",
     "NeverMerge",

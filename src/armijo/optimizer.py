@@ -379,13 +379,19 @@ class LineSearch(Optimizer):
         shared = self.param_groups[0]
         # A user may have relabelled groups since the last step, so that fewer components are left.
         for block in self.turn.blocks(len(moves), shared["turn"] % len(moves), shared["steps"]):
-            self._search_block([moves[place] for place in block], objective, interrupts, sign)
+            self._search_block(moves, block, objective, interrupts, sign)
         return moves
 
     def _search_block(
-        self, block: list[_ComponentMove], objective: Objective, interrupts: Interrupts, sign: float
+        self,
+        moves: Sequence[_ComponentMove],
+        places: Sequence[int],
+        objective: Objective,
+        interrupts: Interrupts,
+        sign: float,
     ) -> None:
         """One search: the components of a block move with one scalar over given ratios, the others stay at w_k."""
+        block = [moves[place] for place in places]
         first = max(move.step_size for move in block)
         ratios = [move.step_size / first for move in block]
         slope = _sum(ratio * move.line.slope for ratio, move in zip(ratios, block, strict=True))

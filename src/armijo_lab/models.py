@@ -31,6 +31,7 @@ __all__ = [
     "check_tokenizer",
     "describe",
     "embedded_folder",
+    "inner",
     "load",
     "max_length",
     "save",
@@ -143,36 +144,41 @@ def load(name: str | None, task: TaskData, *, paper_protocol: bool = False, seed
 
 def _agree_on_padding(model: nn.Module, tokenizer: Any, shown: str) -> None:
     """Tell a model that names no padding token (GPT-2's, say) the tokenizer's: without one it takes no batch."""
-    inner: Any = model.encoder if isinstance(model, EncoderClassifier) else model
-    known = getattr(inner.get_input_embeddings(), "num_embeddings", None)
+    body = inner(model)
+    known = getattr(body.get_input_embeddings(), "num_embeddings", None)
     if known is None:
-        raise BadInputError(f"{shown} does not read text (it is a {inner.config.model_type} model); {_INSTEAD}.")
+        raise BadInputError(f"{shown} does not read text (it is a {body.config.model_type} model); {_INSTEAD}.")
     if tokenizer.pad_token_id >= known:
         raise BadInputError(
             f"The padding token of the tokenizer of {shown} has the number {tokenizer.pad_token_id}, and the model "
             f"has embeddings for {known} tokens; set tokenizer.pad_token to one that it knows, and save it there."
         )
-    if getattr(inner.config, "pad_token_id", None) is None:
-        inner.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(body.config, "pad_token_id", None) is None:
+        body.config.pad_token_id = tokenizer.pad_token_id
+
+
+def inner(model: nn.Module) -> Any:
+    """The transformers model in `model`, which has the configuration."""
+    return model.encoder if isinstance(model, EncoderClassifier) else model
 
 
 def describe(name: str | None, model: nn.Module) -> dict[str, str | int]:
     """What a record of a run says of its model: its name, the number of its parameters and its kind."""
     named = name if name is not None else f"{EMBEDDED}=={EMBEDDED_VERSION}"
-    inner = model.encoder if isinstance(model, EncoderClassifier) else model
+    body = inner(model)
     return {
         "name": named,
-        "class": type(inner).__name__,
+        "class": type(body).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 
 
 def max_length(model: nn.Module, tokenizer: Any) -> int | None:
     """The most tokens that the model reads, or `None` where nothing says so."""
-    inner: Any = model.encoder if isinstance(model, EncoderClassifier) else model
+    body = inner(model)
     # Tokenizers without a limit state an astronomical one.
     limits = [limit for limit in (tokenizer.model_max_length,) if limit < 10**6]
-    positions = getattr(inner.config, "max_position_embeddings", None)
+    positions = getattr(body.config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         limits.append(positions)
     return min(limits, default=None)
@@ -187,8 +193,8 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, task: TaskData) -> None
     from safetensors.torch import save_file
 
     with _silence():
-        inner: Any = model.encoder if isinstance(model, EncoderClassifier) else model
-        inner.save_pretrained(folder)
+        body = inner(model)
+        body.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if isinstance(model, EncoderClassifier):
         head = {key: tensor.detach().cpu().contiguous() for key, tensor in model.head.state_dict().items()}

@@ -33,7 +33,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from armijo_lab import methods, models
+from armijo_lab import methods, models, stepping
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import records
 from armijo_lab.results.tables import LOSS_FLOOR
@@ -59,7 +59,7 @@ Observe = Callable[[dict[str, Any]], None]
 """Called with each record as it is written to `metrics.jsonl` (its `kind` is `step` or `epoch`), and before the first
 with `{"kind": "start", "step", "total_steps", "model", "task", "train_rows", "eval_rows", "components"}`."""
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp64")
 EVALUATION_BATCH = 64
 CLOCKS = ("training", "evaluation", "logging")
 _CHECKPOINT = Path("checkpoint") / "state.pt"
@@ -102,11 +102,13 @@ class TrainingConfig:
         label: The column with the label.
         limit: The most rows to train on, ≥ 1; the evaluation is not cut.
         evaluation_limit: The most rows to evaluate on, ≥ 1.
+        evaluate_all: Whether to evaluate on all held-out rows too, once, after the last epoch.
         epochs: ≥ 1.
         batch_size: Rows a step, ≥ 1; the last batch of an epoch may be smaller.
         max_length: Tokens after which a text is cut, ≥ 3; `None` for 128, with `paper_protocol` for 256.
         seed: Of the new head, dropout and the order of the rows.
-        precision: `fp32`, or `bf16`: weights in float32, forward passes under bfloat16 autocast.
+        precision: `fp32`; `bf16`: weights in float32, forward passes under bfloat16 autocast; `fp64`: everything in
+            float64.
         device: `auto` (the first of cuda, mps, cpu that is there), or a name that torch knows.
         paper_protocol: The protocol of arXiv 2403.18506: no dropout, rows in their order, a linear head on [CLS].
         checkpoint_every: Steps between checkpoints, ≥ 1; `None` for none but at an interruption.
@@ -124,6 +126,7 @@ class TrainingConfig:
     label: str | None = None
     limit: int | None = None
     evaluation_limit: int | None = None
+    evaluate_all: bool = False
     epochs: int = 5
     batch_size: int = 32
     max_length: int | None = None
@@ -140,7 +143,12 @@ class TrainingConfig:
         Raises:
             BadInputError: A value is out of its range, or two contradict each other.
         """
-        methods.parse(self.optimizer)
+        method = methods.parse(self.optimizer)
+        if self.checkpoint_every is not None and not method.resumable:
+            raise BadInputError(
+                f"--checkpoint-every cannot be kept with the optimizer {method.name}: its package keeps what it knows "
+                "where no checkpoint reaches. Leave it out."
+            )
         for option, value, low in (
             ("--epochs", self.epochs, 1),
             ("--batch-size", self.batch_size, 1),
@@ -221,7 +229,8 @@ def load_task(config: TrainingConfig) -> TaskData:
         from armijo_lab.tasks import embedded
 
         task = embedded.load()
-    task = task.limited(config.limit, config.evaluation_limit)
+    final = task.evaluation if config.evaluate_all else None
+    task = dataclasses.replace(task.limited(config.limit, config.evaluation_limit), final=final)
     for side, split in (("train", task.train), ("evaluate", task.evaluation)):
         if not len(split):
             raise BadInputError(f"The task {task.name} has no rows to {side} on.")
@@ -335,9 +344,12 @@ class _Progress:
     log_loss_sum: float = 0.0
     epoch_loss_sum: float = 0.0
     failed_searches: int = 0
+    trials: int = 0
+    ties: int = 0
     merges: list[list[Any]] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best: int | None = None
+    final: dict[str, float] | None = None
     nonfinite_since: int | None = None
     """The first of the last steps, up to now, whose losses were all not finite."""
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -396,15 +408,18 @@ class _Training:
         self.task = task
         self.tokenizer = tokenizer
         self.device = _device(config.device)
-        self.model = model.to(self.device)
+        self.model = model.to(self.device, torch.float64 if config.precision == "fp64" else torch.float32)
         self.method = methods.parse(config.optimizer)
         regression = not task.labels
         self.rows = _Rows(task.train, tokenizer, config.tokens, regression, self.device)
         self.held_out = _Rows(task.evaluation, tokenizer, config.tokens, regression, self.device)
+        self.final = None
+        if task.final is not None:
+            self.final = _Rows(task.final, tokenizer, config.tokens, regression, self.device)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._try_a_forward()
-        self.optimizer, self.scheduler = self.method.build(self.model, self.total_steps)
+        self.stepper = self.method.build(self.model, self.total_steps)
         self.progress = _Progress()
         if checkpoint is None:
             _seed(config.seed)
@@ -436,12 +451,13 @@ class _Training:
 
     def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.model(**inputs).logits.float()
+            logits = self.model(**inputs).logits
+        return logits if self.config.precision == "fp64" else logits.float()
 
     def _criterion(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
         if self.task.labels:
             return functional.cross_entropy(logits, targets, reduction=reduction)
-        return functional.mse_loss(logits.squeeze(-1), targets, reduction=reduction)
+        return functional.mse_loss(logits.squeeze(-1), targets.to(logits.dtype), reduction=reduction)
 
     def order(self, epoch: int) -> list[int]:
         """The rows' places in the order of an epoch (from 0): as they are in the paper's protocol, else shuffled."""
@@ -456,59 +472,47 @@ class _Training:
         progress = self.progress
         with progress.clock("training"):
             inputs, targets = self.rows.batch(places)
-            rate = None
-            if self.method.searches:
-                step: Any = self.optimizer.step
-                loss = step(lambda: self.loss(inputs, targets)).item()
-            else:
-                rate = float(self.optimizer.param_groups[0]["lr"])
-                self.optimizer.zero_grad(set_to_none=True)
-                value = self.loss(inputs, targets)
-                value.backward()
-                self.optimizer.step()
-                loss = value.item()
-                assert self.scheduler is not None
-                self.scheduler.step()
+            taken = self.stepper.step(lambda: self.loss(inputs, targets))
+        loss = taken.loss
         epoch = progress.step // self.steps_per_epoch + 1
         progress.step += 1
-        searched = _report(self.optimizer) if self.method.searches else {"forwards": 1, "components": [], "merges": []}
-        progress.forwards += searched["forwards"]
+        progress.forwards += taken.forwards
+        progress.trials += taken.forwards - 1
+        progress.ties += taken.ties
         progress.log_loss_sum += loss if math.isnan(loss) else math.log(max(loss, LOSS_FLOOR))
         progress.epoch_loss_sum += loss
         if math.isfinite(loss):
             progress.nonfinite_since = None
         elif progress.nonfinite_since is None:
             progress.nonfinite_since = progress.step
-        progress.failed_searches += any(
-            component["status"] in ("exhausted", "nonfinite", "nondeterministic")
-            for component in searched["components"]
-        )
-        progress.merges += [[progress.step, kept, absorbed] for kept, absorbed in searched["merges"]]
+        progress.failed_searches += any(component["status"] in stepping.FAILURES for component in taken.components)
+        progress.merges += [[progress.step, kept, absorbed] for kept, absorbed in taken.merges]
         return {
             "step": progress.step,
             "epoch": epoch,
             "loss": loss,
-            "forwards": searched["forwards"],
+            "forwards": taken.forwards,
             "total_forwards": progress.forwards,
-            "lr": rate,
-            "components": searched["components"],
-            "merges": searched["merges"],
+            "lr": taken.rate,
+            "ties": taken.ties,
+            "components": taken.components,
+            "merges": taken.merges,
         }
 
     # ------------------------------------------------------------------------------------------------- the evaluation
 
     @torch.no_grad()
-    def evaluate(self, stop: _Stop) -> tuple[dict[str, float], list[int | float]] | None:
-        """The metrics and the loss on the held-out rows, and the predictions; `None` if it was interrupted."""
+    def evaluate(self, rows: _Rows, split: Split, stop: _Stop) -> tuple[dict[str, float], list[int | float]] | None:
+        """The metrics and the loss on rows, and the predictions; `None` if it was interrupted."""
         was_training = self.model.training
         self.model.eval()
-        places = self.held_out.by_length()
+        places = rows.by_length()
         found: list[torch.Tensor] = []
         total = torch.zeros((), device=self.device)
         for first in range(0, len(places), EVALUATION_BATCH):
             if stop.requested:
                 break
-            inputs, targets = self.held_out.batch(places[first : first + EVALUATION_BATCH])
+            inputs, targets = rows.batch(places[first : first + EVALUATION_BATCH])
             logits = self._logits(inputs)
             total += self._criterion(logits, targets, "sum")
             found.append(logits.argmax(-1) if self.task.labels else logits.squeeze(-1))
@@ -517,17 +521,28 @@ class _Training:
             return None
         by_place = dict(zip(places, torch.cat(found).tolist(), strict=True))
         predictions = [by_place[place] for place in range(len(places))]
-        values = metrics.compute(self.task.metrics, predictions, list(self.task.evaluation.targets))
+        values = metrics.compute(self.task.metrics, predictions, list(split.targets))
         return {**values, "loss": total.item() / len(places)}, predictions
 
     def close_epoch(self, folder: Path, stop: _Stop) -> dict[str, Any] | None:
         """Evaluate after an epoch's last step and keep the best model; the epoch's record, `None` if interrupted."""
+        with self.stepper.evaluating():
+            return self._judge(folder, stop)
+
+    def _judge(self, folder: Path, stop: _Stop) -> dict[str, Any] | None:
         progress = self.progress
+        final = None
         with progress.clock("evaluation"):
-            judged = self.evaluate(stop)
+            judged = self.evaluate(self.held_out, self.task.evaluation, stop)
+            if judged is not None and self.final is not None and len(progress.epochs) + 1 == self.config.epochs:
+                assert self.task.final is not None
+                final = self.evaluate(self.final, self.task.final, stop)
+                if final is None:
+                    return None
         if judged is None:
             return None
         evaluation, predictions = judged
+        progress.final = final[0] if final is not None else None
         train_loss = progress.epoch_loss_sum / self.steps_per_epoch
         progress.epoch_loss_sum = 0.0
         epoch = len(progress.epochs) + 1
@@ -577,8 +592,7 @@ class _Training:
             "data": _fingerprint(self.task),
             "progress": dataclasses.asdict(self.progress),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            **self.stepper.state_dict(),
             "generators": _generators(self.device),
         }
         path = folder / _CHECKPOINT
@@ -603,9 +617,7 @@ class _Training:
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.stepper.load_state_dict(checkpoint)
         self.progress = _Progress(**checkpoint["progress"])
         _set_generators(checkpoint["generators"], self.device)
 
@@ -628,6 +640,8 @@ class _Training:
         """What `summary.json` holds."""
         progress, task = self.progress, self.task
         result: dict[str, Any] = {"best": None, "last": None, "per_class": progress.per_class, "majority": None}
+        if progress.final is not None:
+            result["final"] = progress.final
         if progress.best is not None:
             result |= {"best": progress.epochs[progress.best - 1], "last": progress.epochs[-1]}
         if task.labels:
@@ -655,6 +669,8 @@ class _Training:
             "result": result,
             "forwards": progress.forwards,
             "backwards": progress.step,
+            "trials": progress.trials,
+            "ties": progress.ties,
             "steps": progress.step,
             "diverged_at": self.diverged_at() if status == "diverged" else None,
             "mean_log_loss": progress.log_loss_sum / progress.step if progress.step else None,
@@ -665,7 +681,7 @@ class _Training:
                 "name": self.method.name,
                 "arguments": self.method.shown,
                 "settings": self.method.settings,
-                "components": _components(self.optimizer) if self.method.searches else [],
+                "components": self.stepper.components(),
                 "merges": progress.merges,
                 "failed_searches": progress.failed_searches,
             },
@@ -734,7 +750,7 @@ def _run_to_its_end(
             "task": task.name,
             "train_rows": len(task.train),
             "eval_rows": len(task.evaluation),
-            "components": len(_components(training.optimizer)) if training.method.searches else 0,
+            "components": len(training.stepper.components()),
         }
     )
     if not config.paper_protocol:
@@ -763,6 +779,8 @@ def _run_to_its_end(
                 order = []
         due = config.checkpoint_every is not None and progress.step % config.checkpoint_every == 0
         stopping = stop.requested
+        if stopping and not training.method.resumable:
+            raise KeyboardInterrupt
         if stopping or due:
             checkpoint()
         if stopping:
@@ -770,7 +788,8 @@ def _run_to_its_end(
                 records.write_json(folder / records.SUMMARY, training.summary("interrupted", command))
             raise InterruptedRunError(folder, progress.step, training.total_steps)
     with stop.waiting():
-        training.save_model(folder / "last")
+        with training.stepper.evaluating():
+            training.save_model(folder / "last")
         summary = training.summary("completed" if training.diverged_at() is None else "diverged", command)
         records.write_json(folder / records.SUMMARY, summary)
         shutil.rmtree(folder / _CHECKPOINT.parent, ignore_errors=True)
@@ -836,37 +855,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadInputError(f"There is no device {name}; there are {torch.cuda.device_count()} CUDA devices.")
     return device
-
-
-def _report(optimizer: Any) -> dict[str, Any]:
-    report = optimizer.report
-    return {
-        "forwards": report.forwards,
-        "components": [
-            {
-                "label": component.label,
-                "status": str(component.status),
-                "step_size": component.step_size,
-                "slope": component.slope,
-                "trials": component.trials,
-                "trial_loss": component.trial_loss,
-            }
-            for component in report.components
-        ],
-        "merges": [list(merge) for merge in report.merges],
-    }
-
-
-def _components(optimizer: Any) -> list[dict[str, Any]]:
-    groups = optimizer.param_groups
-    return [
-        {
-            "label": component.label,
-            "step_size": float(groups[component.groups[0]]["step_size"]),
-            "parameters": sum(p.numel() for place in component.groups for p in groups[place]["params"]),
-        }
-        for component in optimizer.partition.components([group["component"] for group in groups])
-    ]
 
 
 def _comparable(score: float, loss: float) -> tuple[float, float]:

@@ -1,3 +1,6 @@
+import copy
+import dataclasses
+import json
 import math
 
 import pytest
@@ -17,21 +20,50 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("name", methods.NAMES)
 def test_every_name_builds_and_takes_a_step(name, model):
     method = methods.parse(name)
-    optimizer, scheduler = method.build(model, 10)
+    trained = copy.deepcopy(model)
+    stepper = method.build(trained, 10)
     inputs = {"input_ids": torch.tensor([[2, 5, 3], [2, 8, 3]])}
     labels = torch.tensor([0, 1])
+    calls = []
 
     def loss():
-        return torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+        calls.append(torch.is_grad_enabled())
+        return torch.nn.functional.cross_entropy(trained(**inputs).logits, labels)
 
-    assert method.searches is (scheduler is None)
-    if method.searches:
-        optimizer.step(loss)
-        assert optimizer.report.forwards >= 2
-    else:
-        loss().backward()
-        optimizer.step()
-        scheduler.step()
+    with torch.no_grad():
+        start = loss().item()
+    calls.clear()
+    taken = [stepper.step(loss) for _ in range(5)]
+    assert taken[0].loss == pytest.approx(start, rel=1e-6)
+    assert sum(step.forwards for step in taken) == len(calls) >= 5
+    assert (taken[0].rate is None) is method.searches
+    assert bool(taken[0].components) is method.searches
+    json.dumps([dataclasses.asdict(step) for step in taken])
+    moved = [not torch.equal(p, q) for p, q in zip(trained.parameters(), model.parameters(), strict=True)]
+    assert any(moved)
+    before = [p.detach().clone() for p in trained.parameters()]
+    with stepper.evaluating():
+        loss()
+    # What is evaluated may be other weights; training goes on from its own.
+    for p, q in zip(trained.parameters(), before, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["dog", "ldog", "schedulefree:lr=0.1"])
+def test_what_averages_is_judged_by_its_average(name, model):
+    trained = copy.deepcopy(model)
+    stepper = methods.parse(name).build(trained, 10)
+    for _ in range(5):
+        stepper.step(lambda: trained(input_ids=torch.tensor([[2, 5, 3]])).logits.pow(2).sum())
+    during = [p.detach().clone() for p in trained.parameters()]
+    with stepper.evaluating():
+        assert any(not torch.equal(p, q) for p, q in zip(trained.parameters(), during, strict=True))
+
+
+def test_a_package_that_is_missing_is_named(model, monkeypatch):
+    monkeypatch.setattr(methods.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInputError, match=r"pip install SaLSa-Optimizer"):
+        methods.parse("salsa").build(model, 1)
 
 
 def test_arguments_are_read():
@@ -41,18 +73,34 @@ def test_arguments_are_read():
 
 
 def test_arguments_reach_the_optimizer(model):
-    optimizer, _ = methods.parse("plasls:split=projection,schedule=joint,c=0.2,beta1=0,max_step_size=0.5").build(
-        model, 1
-    )
+    text = "plasls:split=projection,schedule=joint,c=0.2,beta1=0,max_step_size=0.5"
+    optimizer = methods.parse(text).build(model, 1).optimizer
     assert {group["component"] for group in optimizer.param_groups} == {"query", "key", "value", "rest"}
     assert optimizer.turn == armijo.Jointly()
-    assert optimizer.criterion == armijo.Armijo(0.2)
+    assert optimizer.criterion.judge == armijo.Armijo(0.2)
     assert optimizer.direction == armijo.Adam((0.0, 0.999))
     assert {group["max_step_size"] for group in optimizer.param_groups} == {0.5}
-    paper, _ = methods.parse("paper-plasls:schedule=each,joint_steps=2,n_groups=1").build(model, 1)
+    paper = methods.parse("paper-plasls:schedule=each,joint_steps=2,n_groups=1").build(model, 1).optimizer
     assert paper.turn == armijo.EachInTurn(2)
     assert paper.param_groups[0]["component"] == "embeddings"
     assert len(paper.param_groups) == 3
+    layers = methods.parse("plasls:n_groups=layers,joint_steps=3").build(model, 1).optimizer
+    assert [group["component"] for group in layers.param_groups] == ["embeddings", "layers.0", "layers.1", "head"]
+    assert layers.turn == armijo.Cycle(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plasls", armijo.MergeSmallest()),
+        ("plasls:merge=never", armijo.NeverMerge()),
+        ("plasls:merge_below=1e-6", armijo.MergeSmallest(1e-6)),
+        ("plasls:merge=minimum", armijo.MergeSmallest(rule="minimum")),
+        ("plasls:merge=neighbour,merge_below=0.1", armijo.MergeNeighbours(0.1)),
+    ],
+)
+def test_merging_is_chosen_by_rule_and_threshold(text, expected, model):
+    assert methods.parse(text).build(model, 1).optimizer.merging == expected
 
 
 def test_defaults_of_torchs_optimizers_are_recorded():
@@ -80,12 +128,12 @@ def test_defaults_of_torchs_optimizers_are_recorded():
 )
 def test_schedules(schedule, expected, model):
     warmup = "" if schedule == "constant" else ",warmup=0.2"
-    optimizer, scheduler = methods.parse(f"sgd:lr=2,schedule={schedule}{warmup}").build(model, 10)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"] / 2)
-        optimizer.step()
-        scheduler.step()
+    stepper = methods.parse(f"sgd:lr=2,schedule={schedule}{warmup}").build(copy.deepcopy(model), 10)
+
+    def loss():
+        return torch.nn.functional.cross_entropy(model(input_ids=torch.tensor([[2, 5, 3]])).logits, torch.tensor([0]))
+
+    rates = [stepper.step(loss).rate / 2 for _ in range(10)]
     assert rates == pytest.approx(expected)
 
 
@@ -105,9 +153,9 @@ def test_schedules(schedule, expected, model):
         ("adam:warmup=2", "at least 0 and at most 1"),
         ("plasls:split=rows", "layer, projection, module or tensor"),
         ("plasls:n_groups=0", "whole number of at least 1"),
-        ("plasls:n_groups=1.5", "whole number of at least 1"),
+        ("plasls:n_groups=1.5", "or layers for as many"),
         ("plasls:split=tensor,n_groups=2", "use split=layer"),
-        ("paper-plasls:schedule=joint", "cycle or each"),
+        ("paper-plasls:schedule=all", "cycle, each or joint"),
         ("adamsls:beta1=1", "below 1"),
         ("adamsls:c=0", "above 0"),
     ],

@@ -143,8 +143,8 @@ def test_the_best_epoch_has_the_best_score_and_among_equals_the_lowest_loss(star
     losses = iter([0.9, 0.1, 0.8, 0.6, 0.6, 0.1])
     real = training._Training.evaluate
 
-    def evaluate(self, stop):
-        _, predictions = real(self, stop)
+    def evaluate(self, *given):
+        _, predictions = real(self, *given)
         return {"accuracy": next(scores), "loss": next(losses)}, predictions
 
     monkeypatch.setattr(training._Training, "evaluate", evaluate)
@@ -260,11 +260,11 @@ def test_an_interrupted_evaluation_is_done_again(start, resumable, tmp_path, mon
     real = training._Training.evaluate
     asked = []
 
-    def interrupted(self, stop):
+    def interrupted(self, *given):
         if not asked:
             asked.append(True)
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, stop)
+        return real(self, *given)
 
     monkeypatch.setattr(training._Training, "evaluate", interrupted)
     with pytest.raises(InterruptedRunError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from armijo.errors import ConfigurationError
 
-__all__ = ["Merge", "MergeSmallest", "Merging", "NeverMerge"]
+__all__ = ["Merge", "MergeNeighbours", "MergeSmallest", "Merging", "NeverMerge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +44,25 @@ class NeverMerge:
         return None
 
 
+Rule = Literal["mean", "geometric_mean", "minimum"]
+"""What becomes of two step sizes a and b: (a + b)/2, √(a·b) or min(a, b)."""
+
+
 @dataclass(frozen=True, slots=True)
 class MergeSmallest:
     """The two components with the smallest step sizes become one once the smallest lies below λ.
 
-    The merged η is the mean of the two. Ties go to the earlier place; never fewer than two components remain.
+    Ties go to the earlier place; never fewer than two components remain.
 
     Args:
         below: λ ≥ 0.
+        rule: what the merged η is: their "mean", "geometric_mean" or "minimum".
 
     Raises:
-        ConfigurationError: if λ is negative.
+        ConfigurationError: if λ is negative, or there is no such rule.
 
     Source:
-        arXiv 2403.18506, section III (combining components).
+        arXiv 2403.18506, section III (combining components), with the mean.
 
     Examples:
         >>> MergeSmallest(below=0.1).propose([0.5, 0.02, 0.3, 0.04])
@@ -64,10 +70,10 @@ class MergeSmallest:
     """
 
     below: float = 1e-12
+    rule: Rule = "mean"
 
     def __post_init__(self) -> None:
-        if not self.below >= 0:
-            raise ConfigurationError(f"The merging threshold is {self.below}; it must be 0 or more.")
+        _check(self.below, self.rule)
 
     def propose(self, step_sizes: Sequence[float]) -> Merge | None:
         """The two smallest, if the smallest lies below λ and there are more than two."""
@@ -76,5 +82,54 @@ class MergeSmallest:
         smallest, second = sorted(range(len(step_sizes)), key=lambda place: step_sizes[place])[:2]
         if not step_sizes[smallest] < self.below:
             return None
-        mean = (step_sizes[smallest] + step_sizes[second]) / 2
-        return Merge(min(smallest, second), max(smallest, second), mean)
+        return _merged(smallest, second, step_sizes, self.rule)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeNeighbours:
+    """The component with the smallest step size becomes one with a neighbour once it lies below λ.
+
+    The neighbour is the place before or after it, whichever has the smaller step size (the earlier one of equals):
+    layers that follow each other stay together. Never fewer than two components remain.
+
+    Args:
+        below: λ ≥ 0.
+        rule: what the merged η is: their "mean", "geometric_mean" or "minimum".
+
+    Raises:
+        ConfigurationError: if λ is negative, or there is no such rule.
+
+    Examples:
+        >>> MergeNeighbours(below=0.1).propose([0.5, 0.02, 0.3, 0.04])
+        Merge(kept=1, absorbed=2, step_size=0.16)
+    """
+
+    below: float = 1e-12
+    rule: Rule = "mean"
+
+    def __post_init__(self) -> None:
+        _check(self.below, self.rule)
+
+    def propose(self, step_sizes: Sequence[float]) -> Merge | None:
+        """The smallest and its neighbour, if the smallest lies below λ and there are more than two."""
+        if len(step_sizes) <= 2:
+            return None
+        smallest = min(range(len(step_sizes)), key=lambda place: step_sizes[place])
+        if not step_sizes[smallest] < self.below:
+            return None
+        beside = [place for place in (smallest - 1, smallest + 1) if 0 <= place < len(step_sizes)]
+        return _merged(smallest, min(beside, key=lambda place: step_sizes[place]), step_sizes, self.rule)
+
+
+def _merged(place: int, other: int, step_sizes: Sequence[float], rule: Rule) -> Merge:
+    a, b = step_sizes[place], step_sizes[other]
+    # Of two roots, because the product of two small step sizes may be less than a float can hold.
+    merged = {"mean": (a + b) / 2, "geometric_mean": math.sqrt(a) * math.sqrt(b), "minimum": min(a, b)}[rule]
+    return Merge(min(place, other), max(place, other), merged)
+
+
+def _check(below: float, rule: str) -> None:
+    if not below >= 0:
+        raise ConfigurationError(f"The merging threshold is {below}; it must be 0 or more.")
+    if rule not in get_args(Rule):
+        raise ConfigurationError(f"There is no merging rule {rule!r}; choose one of {', '.join(get_args(Rule))}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import typer
 
 from armijo_lab.errors import BadInputError
+from armijo_lab.names import slug
 
-__all__ = ["command_line", "counted", "new_folder", "only_resume", "prepare_output", "slug"]
+__all__ = ["command_line", "new_folder", "only_resume", "prepare_output"]
 
 
 def command_line(context: typer.Context) -> str | None:
@@ -33,16 +33,6 @@ def only_resume(context: typer.Context) -> None:
             raise BadInputError(
                 f"--resume continues a run with the options it was started with; leave out {parameter.opts[0]}."
             )
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def slug(text: str) -> str:
-    """`text` as a part of a folder's name."""
-    return re.sub(r"[^\w.=+-]+", "_", text).strip("_")
 
 
 def new_folder(kind: str) -> Path:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from armijo_lab.commands import command_line, counted, new_folder, only_resume, options, prepare_output, slug
+from armijo_lab.commands import command_line, new_folder, only_resume, options, prepare_output
 from armijo_lab.errors import BadInputError
+from armijo_lab.names import counted, slug
 
 if TYPE_CHECKING:
     from armijo_lab.training import TrainingConfig

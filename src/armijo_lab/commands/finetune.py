@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from armijo_lab.commands import command_line, counted, new_folder, only_resume, options, prepare_output
+from armijo_lab.commands import command_line, new_folder, only_resume, options, prepare_output
+from armijo_lab.names import counted
 
 if TYPE_CHECKING:
     from armijo_lab.training import TrainingConfig

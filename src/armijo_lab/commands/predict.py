@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from armijo_lab.commands import counted, options
+from armijo_lab.commands import options
 from armijo_lab.errors import BadInputError
+from armijo_lab.names import counted
 from armijo_lab.tasks import Split
 
 if TYPE_CHECKING:

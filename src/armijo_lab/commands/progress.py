@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from armijo_lab.commands import counted
+from armijo_lab.names import counted
 
 if TYPE_CHECKING:
     from armijo_lab.training import Observe

@@ -34,6 +34,7 @@ __all__ = [
     "RunLog",
     "divergence",
     "environment",
+    "finite",
     "peak_memory",
     "read_run",
     "read_runs",
@@ -52,6 +53,16 @@ METRICS = "metrics.jsonl"
 # Whatever a run writes; a folder that holds one of these is somebody's, and is not written to.
 _OURS = (SUMMARY, METRICS, "README.md", "best", "last", "checkpoint", "figures", "tensorboard")
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "scikit-learn", "numpy", "armijo")
+_RIVALS = (
+    "SaLSa-Optimizer",
+    "prodigyopt",
+    "dog-optimizer",
+    "momo-opt",
+    "dadaptation",
+    "schedulefree",
+    "mechanic-pytorch",
+    "gen-optim",
+)
 
 
 # ----------------------------------------------------------------------------------------------- writing
@@ -102,17 +113,17 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         TypeError: Something else stands in `value`; the file is as before.
     """
-    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
-def _finite(value: Any) -> Any:
-    """The same value with `None` in place of NaN and the infinities."""
+def finite(value: Any) -> Any:
+    """A JSON value with `None` in place of NaN and the infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return value
 
 
@@ -196,7 +207,8 @@ class RunLog:
         Args:
             record: `step` and `epoch` (from 1), `loss`, `forwards`, `total_forwards`, `lr` (a number or `None`),
                 `components` (dicts with `label`, `status`, `step_size`, `slope`, `trials`, `trial_loss`; empty for
-                an optimizer that searches nothing) and `merges` (pairs of a kept and an absorbed label).
+                an optimizer that searches nothing), `merges` (pairs of a kept and an absorbed label) and `ties`
+                (trials whose loss was that of the start, to the bit).
         """
         self._write({"kind": "step", **record})
         scalars = {"train/loss": record["loss"], "train/forwards": record["forwards"]}
@@ -223,7 +235,7 @@ class RunLog:
         self._events.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._metrics.write(json.dumps(_finite(record), allow_nan=False).encode() + b"\n")
+        self._metrics.write(json.dumps(finite(record), allow_nan=False).encode() + b"\n")
         self._metrics.flush()
 
     def __enter__(self) -> Self:
@@ -414,7 +426,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     device = torch.device(device)
     versions: dict[str, str] = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_RIVALS):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -42,6 +42,7 @@ class TaskData:
         metrics: Names that `armijo_lab.tasks.metrics.compute` knows; the first is the primary one, and of
             each of them higher is better.
         provenance: Where the rows come from, for the record of a run.
+        final: What the model is judged by once more after the last epoch; `None` for nothing.
     """
 
     name: str
@@ -51,6 +52,7 @@ class TaskData:
     evaluation: Split
     metrics: tuple[str, ...]
     provenance: dict[str, str | int | float | None]
+    final: Split | None = None
 
     @property
     def num_labels(self) -> int:

@@ -1,0 +1,188 @@
+"""`armijo study`: the runs of a study, on Hydra's launchers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from armijo_lab.errors import BadInputError
+from armijo_lab.names import counted
+
+if TYPE_CHECKING:
+    from armijo_lab.studies.plan import Options
+    from armijo_lab.training import TrainingConfig
+
+__all__ = ["study"]
+
+_LOOK_EVERY = 2.0
+"""Seconds between two looks at the records."""
+_LINE_EVERY = 60.0
+"""Seconds between the lines that stand for a bar where there is no terminal."""
+
+
+def study(
+    name: Annotated[str | None, typer.Argument(help="The study; without it, all are listed.", metavar="NAME")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options of the study and of Hydra, as key=value.", metavar="KEY=VALUE…"),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="List the runs and what is known of each; run nothing.")] = False,
+) -> None:
+    """Do the runs of a study and record each as a line of results/NAME.jsonl.
+
+    A run that has its record is skipped, so the same command continues what
+    was interrupted; a run that fails is recorded as failed, and the others go
+    on. armijo report makes tables and figures of the records.
+
+    Options: seeds, tasks, select (a regular expression on the optimizer),
+    model, data_dir, limit, evaluation_limit, epochs, batch_size, max_length,
+    protocol (paper, clean), precision, device, threads, checkpoint_every,
+    results, work. Hydra's launcher says where the runs are done.
+
+    \b
+    Examples:
+      armijo study
+      armijo study rivals data_dir=glue tasks=sst2,mrpc
+      armijo study rivals data_dir=glue seeds=1 'select="adamsls|salsa"'
+      armijo study paper-small data_dir=glue hydra/launcher=joblib
+      armijo study paper-full data_dir=glue hydra/launcher=submitit_slurm
+    """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
+    from armijo_lab.commands.progress import errors, interrupted, output
+
+    if importlib.util.find_spec("hydra") is None:
+        raise BadInputError(
+            "Studies run on Hydra, which is not installed; install it with: pip install 'armijo[studies]', or do the "
+            "runs one after the other with: python -m armijo_lab.studies NAME key=value."
+        )
+    from armijo_lab.studies import engine, plan
+
+    if name is None:
+        for known in plan.STUDIES.values():
+            output.print(f"{known.name:14} {known.question}", markup=False, highlight=False)
+        return
+    if name not in plan.STUDIES:
+        raise BadInputError(f"There is no study {name!r}; choose one of {', '.join(plan.STUDIES)}.")
+    given = list(overrides or [])
+    chosen = engine.options(name, given)
+    planned, todo = engine.left(chosen)
+    if show:
+        _list(planned, todo)
+        return
+    if not todo:
+        output.print(f"All {counted(len(planned), 'run')} of {name} are done: armijo report {name}")
+        return
+    try:
+        with _progress(chosen, planned, todo):
+            engine.run(chosen, given, todo)
+    except KeyboardInterrupt:
+        _, todo = engine.left(chosen)
+        interrupted(f"Interrupted; {counted(len(todo), 'run')} left. The same command does the rest.")
+    _, todo = engine.left(chosen)
+    done = len(planned) - len(todo)
+    output.print(f"{done} of {counted(len(planned), 'run')} done: armijo report {name}", markup=False, highlight=False)
+    if todo:
+        from armijo_lab.results import store
+        from armijo_lab.studies.plan import as_dict
+
+        known = store.read(Path(chosen.results))
+        for config in todo:
+            entry = known.get(store.identity(as_dict(config)), {})
+            said = entry.get("error", "it left no record")
+            errors.print(f"{store.identity(as_dict(config))}: {said}", markup=False, highlight=False)
+        raise typer.Exit(1)
+
+
+def _list(planned: list[TrainingConfig], todo: list[TrainingConfig]) -> None:
+    from armijo_lab.commands.progress import output
+    from armijo_lab.results import store
+    from armijo_lab.studies.plan import as_dict
+
+    for config in planned:
+        state = "left" if config in todo else "done"
+        output.print(f"{state}  {store.identity(as_dict(config))}", markup=False, highlight=False)
+    output.print(f"{len(planned) - len(todo)} of {counted(len(planned), 'run')} done", markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _progress(chosen: Options, planned: list[TrainingConfig], todo: list[TrainingConfig]) -> Iterator[None]:
+    """Show what the records say, while the runs go on, wherever they do."""
+    from armijo_lab.commands.progress import errors
+
+    stop = threading.Event()
+    watch = _Watch(chosen, planned, todo)
+    target = _bar if errors.is_terminal else _lines
+    thread = threading.Thread(target=target, args=(watch, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+class _Watch:
+    """Runs done, running and left, and the time that is left, from the records and the folders of runs going on."""
+
+    def __init__(self, chosen: Options, planned: list[TrainingConfig], todo: list[TrainingConfig]) -> None:
+        from armijo_lab.results import store
+        from armijo_lab.studies.plan import as_dict
+
+        self._results, self._work = Path(chosen.results), Path(chosen.work)
+        self._todo = [store.identity(as_dict(config)) for config in todo]
+        self._known = {key: entry for key, entry in store.read(self._results).items() if key in self._todo}
+        self.total, self.before = len(planned), len(planned) - len(todo)
+        self._began = time.monotonic()
+
+    def look(self) -> tuple[int, int, int, float | None]:
+        """Done, running, left, and seconds to the end, `None` before the first has ended."""
+        from armijo_lab.results import store
+
+        records = store.read(self._results)
+        ended = {key for key in self._todo if key in records and records[key] != self._known.get(key)}
+        running = sum(key not in ended and (self._work / key).is_dir() for key in self._todo)
+        left = len(self._todo) - len(ended)
+        seconds = (time.monotonic() - self._began) / len(ended) * left if ended else None
+        return self.before + len(ended), running, left - running, seconds
+
+
+def _said(seen: tuple[int, int, int, float | None]) -> str:
+    _, running, left, seconds = seen
+    time_left = "" if seconds is None else f", about {seconds / 60:.0f} min left"
+    return f"{running} running, {left} left{time_left}"
+
+
+def _bar(watch: Any, stop: threading.Event) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from armijo_lab.commands.progress import errors
+
+    columns = (
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task("runs", total=watch.total, completed=watch.before, said="")
+        while not stop.wait(_LOOK_EVERY):
+            seen = watch.look()
+            progress.update(task, completed=seen[0], said=_said(seen))
+
+
+def _lines(watch: Any, stop: threading.Event) -> None:
+    from armijo_lab.commands.progress import errors
+
+    shown, last = -1, time.monotonic()
+    while not stop.wait(_LOOK_EVERY):
+        seen = watch.look()
+        if seen[0] != shown or time.monotonic() - last > _LINE_EVERY:
+            shown, last = seen[0], time.monotonic()
+            errors.print(f"{seen[0]}/{watch.total} runs done, {_said(seen)}", markup=False, highlight=False)

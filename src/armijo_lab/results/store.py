@@ -1,0 +1,223 @@
+"""The laboratory's records: one JSON object a run, in the lines of one file for each study.
+
+    results/rivals.jsonl    every run that the study `rivals` did, in the order in which they ended
+
+Several processes may append at once. A run that was done again has two lines, and the later one counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from armijo_lab.names import slug
+from armijo_lab.results.records import Run, finite
+
+__all__ = ["append", "failure", "identity", "read", "record", "searches"]
+
+logger = logging.getLogger("armijo")
+
+# Where the rows lie and where the run was done decide nothing of what it is to compute.
+_ELSEWHERE = ("data_dir", "device", "checkpoint_every", "save_models")
+_UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp64": 2.0**-53, "bf16": 2.0**-8}
+_C = 0.1
+_MARGIN = 10.0
+"""A first trial that promises more than so many units of rounding was not decided by rounding."""
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """What tells a run from others: readable, and short enough for a folder's name.
+
+    Args:
+        config: What a training configuration says, as `studies.plan.as_dict` has it. Where its rows lie and what
+            device it runs on do not count.
+    """
+    decisive = {key: value for key, value in config.items() if key not in _ELSEWHERE}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{config['task'] or 'embedded'}-{slug(config['optimizer'])[:80]}-seed{config['seed']}-{digest}"
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """The last record of each run, by its identity, of all studies in `folder`; `{}` if there is none.
+
+    A line that a crash tore is passed over, and the log says so.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                found[entry["run"]] = entry
+            except (ValueError, KeyError, TypeError):
+                logger.warning("Line %d of %s holds no record of a run and is passed over.", number, path)
+    return found
+
+
+def append(path: Path, entry: Mapping[str, Any]) -> None:
+    """Add a record to a study's file, which is made; it is on disk when the call returns.
+
+    It is one write to a file that is opened for appending: records of several processes do not mix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(finite(dict(entry)), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    number = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(number).st_size
+        # What a crash tore stays a line of its own.
+        torn = size > 0 and os.pread(number, 1, size - 1) != b"\n"
+        os.write(number, (b"\n" if torn else b"") + line)
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def failure(study: str, config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
+    """The record of a run that did not come to its end."""
+    said = " ".join(str(error).split())[:500]
+    return {
+        "run": identity(config),
+        "study": study,
+        "status": "failed",
+        "error": f"{type(error).__name__}: {said}" if said else type(error).__name__,
+        "config": _shown(config),
+        "seed": config["seed"],
+    }
+
+
+def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """The record of a run that came to its end, from what it left behind.
+
+    Returns:
+        `run` (its identity), `study`, `status` (completed, diverged), `config`, `seed`, `commit`, `versions`,
+        `hardware`, `model`, `task`, `epochs` (for each its training loss, the evaluation, and the seconds since the
+        run began), `final` (on all held-out rows after the last epoch), `mean_log_loss`, `forwards`, `backwards`,
+        `steps`, `trials`, `failed_searches`, `merges`, `components` (label, final step size, parameters), `seconds`
+        (training, evaluation, logging), `peak_memory`, `searches` (see `searches`), and for each step `losses`,
+        `forwards_a_step`, `smallest` and `largest` step size.
+    """
+    summary = run.summary
+    result = summary["result"]
+    return {
+        "run": identity(config),
+        "study": study,
+        "status": summary["status"],
+        "config": _shown(summary["config"]),
+        "seed": config["seed"],
+        "commit": summary["commit"],
+        "versions": summary["versions"],
+        "hardware": summary["hardware"],
+        "model": summary["model"],
+        "task": {key: summary["task"][key] for key in ("name", "metrics", "train_rows", "eval_rows")},
+        "epochs": [
+            {key: epoch[key] for key in ("epoch", "step", "train_loss", "evaluation", "seconds")}
+            for epoch in run.epochs
+        ],
+        "final": result.get("final"),
+        "majority": result["majority"],
+        "mean_log_loss": summary["mean_log_loss"],
+        "forwards": summary["forwards"],
+        "backwards": summary["backwards"],
+        "steps": summary["steps"],
+        "trials": summary["trials"],
+        "ties": summary["ties"],
+        "failed_searches": summary["optimizer"]["failed_searches"],
+        "merges": summary["optimizer"]["merges"],
+        "components": summary["optimizer"]["components"],
+        "seconds": summary["seconds"],
+        "peak_memory": summary["peak_memory"],
+        "searches": searches(run),
+        "losses": [_short(step["loss"]) for step in run.steps],
+        "forwards_a_step": [step["forwards"] for step in run.steps],
+        **_extremes(run),
+    }
+
+
+def searches(run: Run) -> dict[str, Any] | None:
+    """How far the tests of a run's searches were from being decided by rounding; `None` without a search.
+
+    The test of a step size η is decidable only if its promised decrease exceeds what the loss can show,
+
+        c·η·S ≳ u·|f|        u: the unit roundoff of the logits (2^-24, 2^-53, 2^-8)
+
+    Returns:
+        `count`; `log10` of c·η·S/(u·|f|) at the η that each search kept, as the least, the 1 %, 10 % and 50 %
+        quantiles; `below`, how many searches kept an η for which it is negative; `ties`, the trials with
+        f(w(η)) = f_k to the bit; and the failed searches by cause: `rounding`, where already the first trial promised
+        less than ten units of rounding, and `line`, where it promised more and yet no η down the whole search passed:
+        then the loss from which the decrease is counted is not that of the line.
+    """
+    config = run.summary["config"]
+    settings = run.summary["optimizer"]["settings"]
+    c, shrink = settings.get("c", _C), settings.get("shrink", 0.9)
+    roundoff = _UNIT_ROUNDOFF[config["precision"]]
+    ratios: list[float] = []
+    causes = {"rounding": 0, "line": 0, "nonfinite": 0, "nondeterministic": 0}
+    for step in run.steps:
+        for block in _blocks(step):
+            status = block[0]["status"]
+            loss = step["loss"]
+            if status in ("nonfinite", "nondeterministic"):
+                causes[status] += 1
+            elif loss:
+                kept = sum(part["step_size"] * part["slope"] for part in block)
+                promised = c * kept / (roundoff * abs(loss))
+                if status == "exhausted":
+                    # The paper's search keeps what is left after its last contraction, the recommended one what it had.
+                    paper = run.summary["optimizer"]["name"].startswith("paper-")
+                    first = promised / shrink ** block[0]["trials"] if paper else promised
+                    causes["rounding" if first < _MARGIN else "line"] += 1
+                if promised > 0:
+                    ratios.append(math.log10(promised))
+    if not ratios and not any(causes.values()):
+        return None
+    ordered = sorted(ratios)
+    return {
+        "count": len(ratios),
+        "log10": [_short(_quantile(ordered, share)) for share in (0.0, 0.01, 0.1, 0.5)] if ordered else None,
+        "below": sum(ratio < 0 for ratio in ratios),
+        "ties": run.summary["ties"],
+        "failed": causes,
+    }
+
+
+def _blocks(step: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """The components of a step that were searched, by the search that they took part in."""
+    searched = [
+        part for part in step["components"] if part["trials"] or part["status"] in ("nonfinite", "nondeterministic")
+    ]
+    if not searched:
+        return []
+    alike = {(part["trials"], part["trial_loss"]) for part in searched}
+    # Components that were searched jointly share their trials and the loss of the last one.
+    return [searched] if len(alike) == 1 else [[part] for part in searched]
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _extremes(run: Run) -> dict[str, list[float | None]]:
+    if not any(step["components"] for step in run.steps):
+        return {}
+    sizes = [[part["step_size"] for part in step["components"]] for step in run.steps]
+    return {"smallest": [_short(min(size)) for size in sizes], "largest": [_short(max(size)) for size in sizes]}
+
+
+def _short(value: float | None) -> float | None:
+    """Four digits: enough for every table and figure, and a third of the file."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+
+
+def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the folders of the machine it ran on."""
+    shown = {key: value for key, value in config.items() if key not in ("data_dir", "save_models", "checkpoint_every")}
+    for key in ("train", "evaluation", "model"):
+        if shown.get(key) is not None and os.sep in str(shown[key]) and Path(str(shown[key])).exists():
+            shown[key] = Path(str(shown[key])).name
+    return {key: value for key, value in shown.items() if value is not None}

@@ -1,0 +1,73 @@
+"""`python -m armijo_lab.studies NAME key=value …`: a study in one process, with torch and transformers alone.
+
+The options are those of `armijo study`. Where Hydra is not installed, on a borrowed machine with a GPU say, this does
+the runs one after the other; the records are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+
+from armijo_lab.errors import BadInputError
+from armijo_lab.results import store
+from armijo_lab.studies import plan, worker
+from armijo_lab.studies.plan import Options
+from armijo_lab.training import InterruptedRunError
+
+
+def read(arguments: Sequence[str]) -> Options:
+    """The options in `arguments`.
+
+    Raises:
+        BadInputError: One cannot be read.
+    """
+    hints = get_type_hints(Options)
+    values: dict[str, Any] = {"study": arguments[0] if arguments else ""}
+    for argument in arguments[1:]:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in hints or key == "study":
+            keys = ", ".join(key for key in hints if key != "study")
+            raise BadInputError(f"The option {argument!r} cannot be read; write key=value with one of {keys}.")
+        try:
+            values[key] = None if value == "null" else int(value) if hints[key] == int | None else value
+        except ValueError:
+            raise BadInputError(f"The option {key} is {value!r}; it must be a whole number.") from None
+    return dataclasses.replace(Options(), **values)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do a study; the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        chosen = read(arguments)
+        planned = plan.runs(chosen)
+        known = store.read(Path(chosen.results))
+    except BadInputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    todo = [config for config in planned if not worker.is_done(config, known)]
+    if chosen.threads is not None:
+        torch.set_num_threads(chosen.threads)
+    began, failed = time.monotonic(), 0
+    for number, config in enumerate(todo, 1):
+        try:
+            entry = worker.do(chosen.study, config, results=Path(chosen.results), work=Path(chosen.work))
+        except (InterruptedRunError, KeyboardInterrupt):
+            sys.stderr.write("Interrupted; the same command does the rest.\n")
+            return 130
+        failed += entry["status"] == "failed"
+        left = (time.monotonic() - began) / number * (len(todo) - number)
+        sys.stderr.write(f"{number}/{len(todo)} {entry['run']} {entry['status']}  about {left / 60:.0f} min left\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

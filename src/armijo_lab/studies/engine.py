@@ -1,0 +1,137 @@
+"""A grid of runs on Hydra: it reads the options, and its launcher decides where the runs are done.
+
+armijo study rivals                               one after the other, in this process
+armijo study rivals hydra/launcher=joblib         on all cores of this machine
+armijo study rivals hydra/launcher=submitit_slurm on a cluster
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from armijo_lab.errors import BadInputError
+from armijo_lab.results import store
+from armijo_lab.studies import plan, worker
+from armijo_lab.studies.plan import Options, as_dict
+from armijo_lab.training import InterruptedRunError, TrainingConfig
+
+__all__ = ["left", "options", "run"]
+
+_CONFIG = "armijo_study"
+# Hydra's own files and logs would repeat what the records hold.
+_QUIET = {
+    "hydra/job_logging": "disabled",
+    "hydra/hydra_logging": "disabled",
+    "hydra.output_subdir": "null",
+    "hydra.sweep.dir": "${work}/hydra",
+    "hydra.job.chdir": "False",
+}
+
+
+@dataclasses.dataclass
+class _Job(Options):
+    """The options, and which run of the study a job is."""
+
+    run: str | None = None
+
+
+def options(study: str, overrides: Sequence[str]) -> Options:
+    """The options of a study, as Hydra reads them.
+
+    Args:
+        study: Its name.
+        overrides: `key=value`, for the fields of `Options` and for Hydra's own.
+
+    Raises:
+        BadInputError: One of them cannot be read.
+    """
+    from hydra import compose, initialize
+    from omegaconf import OmegaConf
+
+    _register()
+    with _understood(), initialize(version_base="1.3", config_path=None):
+        config = compose(_CONFIG, overrides=[f"study={study}", *overrides])
+        values: Any = OmegaConf.to_container(config)
+    values.pop("run")
+    return Options(**values)
+
+
+def left(chosen: Options) -> tuple[list[TrainingConfig], list[TrainingConfig]]:
+    """All runs of a study, and those that are still to be done."""
+    planned = plan.runs(chosen)
+    known = store.read(Path(chosen.results))
+    return planned, [config for config in planned if not worker.is_done(config, known)]
+
+
+def run(chosen: Options, overrides: Sequence[str], todo: Iterable[TrainingConfig]) -> None:
+    """Do runs of a study with Hydra's launcher, and come back when the last one has ended.
+
+    Raises:
+        BadInputError: Hydra cannot read the overrides.
+        KeyboardInterrupt: Ctrl-C; what is done is done, and the same command does the rest.
+    """
+    import hydra
+
+    _register()
+    names = ",".join(f"'{store.identity(as_dict(config))}'" for config in todo)
+    given = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    quiet = [f"{key}={value}" for key, value in _QUIET.items() if key not in given]
+    before = sys.argv
+    sys.argv = ["armijo study", "--multirun", f"study={chosen.study}", *quiet, *overrides, f"run={names}"]
+    try:
+        hydra.main(version_base="1.3", config_path=None, config_name=_CONFIG)(_job)()
+    except SystemExit as stop:
+        if stop.code not in (0, None):
+            raise BadInputError("Hydra ended with the error above; correct the option that it names.") from None
+    finally:
+        sys.argv = before
+
+
+def _job(config: Any) -> None:
+    """One run, wherever the launcher does it."""
+    import torch
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(config)
+    name = values.pop("run")
+    chosen = Options(**values)
+    logging.getLogger("armijo").setLevel(logging.WARNING)
+    if chosen.threads is not None:
+        torch.set_num_threads(chosen.threads)
+    planned = {store.identity(as_dict(planned)): planned for planned in plan.runs(chosen)}
+    # Another process of the same grid, or an earlier attempt of a cluster's job, may have done it by now.
+    if worker.is_done(planned[name], store.read(Path(chosen.results))):
+        return
+    try:
+        worker.do(chosen.study, planned[name], results=Path(chosen.results), work=Path(chosen.work))
+    except InterruptedRunError as error:
+        # Hydra takes an exception for the end of one job; this is to be the end of all.
+        raise KeyboardInterrupt from error
+
+
+def _register() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=_CONFIG, node=_Job)
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """Hydra's and OmegaConf's complaints as sentences of ours."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        said = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        keys = ", ".join(field.name for field in dataclasses.fields(Options) if field.name != "study")
+        raise BadInputError(
+            f"The options cannot be read ({said}); write key=value with one of {keys}, or an option of Hydra."
+        ) from error

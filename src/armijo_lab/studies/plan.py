@@ -1,0 +1,333 @@
+"""What each study runs: a list of training configurations, decided by a few options."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from armijo_lab.errors import BadInputError
+from armijo_lab.training import TrainingConfig
+
+__all__ = ["STUDIES", "Options", "Study", "as_dict", "runs"]
+
+
+@dataclass
+class Options:
+    """What may be said of any study; `None` leaves it to the study.
+
+    Attributes:
+        study: A name of `STUDIES`.
+        seeds: How many seeds, 0 the first.
+        tasks: Tasks of GLUE, between commas.
+        select: A regular expression; only the cells whose optimizer it matches as a whole.
+        model: A folder, a name on the hub, or `random:SHAPE`; `None` for the embedded weights.
+        data_dir: The folder of GLUE's files; `None` for the hub.
+        limit: The most rows to train on; 0 for all.
+        evaluation_limit: The most rows to evaluate on after each epoch; 0 for all.
+        epochs: Of each run.
+        batch_size: Rows a step, where the study does not vary it.
+        max_length: Tokens after which a text is cut.
+        protocol: `paper` (no dropout, rows in their order, a linear head) or `clean` (dropout, shuffled rows).
+        precision: fp32, bf16 or fp64, where the study does not vary it.
+        device: auto, cpu, cuda.
+        threads: Threads of each run; `None` leaves it to torch.
+        checkpoint_every: Steps between checkpoints, for long runs.
+        results: The folder of the records.
+        work: The folder of runs that are going on.
+    """
+
+    study: str = "???"
+    seeds: int | None = None
+    tasks: str | None = None
+    select: str | None = None
+    model: str | None = None
+    data_dir: str | None = None
+    limit: int | None = None
+    evaluation_limit: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    max_length: int | None = None
+    protocol: str | None = None
+    precision: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    checkpoint_every: int | None = None
+    results: str = "results"
+    work: str = "runs/studies"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, and the runs that answer it.
+
+    Attributes:
+        name: As in `armijo study NAME`.
+        title: A few words.
+        question: What it answers, one sentence.
+        cells: The runs without their seeds: what differs from `base`, in the order of the table.
+        base: What all runs have in common, where the options do not say otherwise.
+        tasks: The tasks of each cell that names none.
+        seeds: How many, where the options do not say.
+    """
+
+    name: str
+    title: str
+    question: str
+    cells: Callable[[], Iterable[dict[str, Any]]]
+    base: dict[str, Any]
+    tasks: tuple[str, ...] = ("sst2",)
+    seeds: int = 3
+
+
+SMALL: dict[str, Any] = {
+    "limit": 500,
+    "evaluation_limit": 400,
+    "evaluate_all": True,
+    "epochs": 5,
+    "batch_size": 32,
+    "max_length": 128,
+    "paper_protocol": True,
+}
+"""The paper's small sets and protocol; texts are cut at 128 tokens instead of 256."""
+FULL: dict[str, Any] = {**SMALL, "limit": None, "evaluation_limit": None, "evaluate_all": False, "max_length": 256}
+"""The paper's whole sets."""
+
+_PAPER = ("adam", "paper-sgdsls", "paper-adamsls", "paper-plasls", "paper-plasls:n_groups=layers")
+_OURS = ("sgdsls", "adamsls", "plasls", "plasls:split=projection")
+_RATES = ("1e-5", "2e-5", "5e-5", "1e-4", "2e-4", "5e-4")
+
+
+def _optimizers(*names: str) -> list[dict[str, Any]]:
+    return [{"optimizer": name} for name in names]
+
+
+def _paper() -> list[dict[str, Any]]:
+    return _optimizers(*_PAPER, "adamsls", "plasls")
+
+
+def _granularity() -> list[dict[str, Any]]:
+    splits = [f"split=layer,n_groups={groups}" for groups in (1, 2, 4)]
+    names = ["adamsls", *(f"plasls:{split}" for split in splits), "plasls", "plasls:n_groups=layers"]
+    names += [f"plasls:split={split}" for split in ("projection", "module", "tensor")]
+    names += ["plasls:schedule=each", "plasls:split=projection,schedule=each"]
+    return _optimizers(*names)
+
+
+def _merging() -> list[dict[str, Any]]:
+    # 1e-12 is the default.
+    thresholds = ["plasls", *(f"plasls:merge_below={below}" for below in ("1e-8", "1e-6", "1e-5", "1e-4"))]
+    rules = [f"plasls:merge={rule},merge_below=1e-4" for rule in ("geometric_mean", "minimum", "neighbour")]
+    return _optimizers(*thresholds, *rules, "plasls:merge=never")
+
+
+def _frozen() -> list[dict[str, Any]]:
+    names = [f"paper-plasls:baseline={baseline}" for baseline in ("isolated", "moved")]
+    cells = [{"optimizer": name, "precision": p} for p in ("fp32", "fp64", "bf16") for name in names]
+    cells += [{"optimizer": "plasls", "precision": p} for p in ("fp32", "fp64", "bf16")]
+    return cells
+
+
+def _rivals() -> list[dict[str, Any]]:
+    names = [*_OURS]
+    names += [
+        f"{name}:lr={rate},schedule={schedule},warmup=0.1"
+        for name in ("adam", "adamw")
+        for schedule in ("cosine", "linear")
+        for rate in _RATES
+    ]
+    names += [f"sgd:lr={rate},schedule=cosine" for rate in ("1e-3", "1e-2", "1e-1")]
+    names += ["salsa", "prodigy", "prodigy:schedule=cosine", "dadaptation", "mechanic", "dog", "ldog", "momo"]
+    names += ["momo-adam", "schedulefree", "schedulefree:lr=1e-4", "schedulefree:lr=5e-4", "gen"]
+    return _optimizers(*names)
+
+
+def _sensitivity() -> list[dict[str, Any]]:
+    names = [
+        f"{name}:initial_step_size={value}"
+        for name in ("adamsls", "plasls")
+        for value in ("1e-5", "1e-3", "1e-1", "1", "10")
+    ]
+    names += [f"{name}:c={value}" for name in ("adamsls", "plasls") for value in ("0.01", "0.3", "0.5", "0.9")]
+    names += [f"paper-adamsls:growth={value}" for value in ("1", "1.01", "1.1", "2")]
+    names += [f"paper-adamsls:shrink={value}" for value in ("0.5", "0.7")]
+    names += [f"plasls:joint_steps={value}" for value in (0, 20)]
+    cells = _optimizers(*names)
+    cells += [{"optimizer": name, "batch_size": b} for name in ("adamsls", "plasls") for b in (4, 8, 16, 64, 128, 256)]
+    return cells
+
+
+def _overhead() -> list[dict[str, Any]]:
+    names = ("adam", "sgdsls", "adamsls", "plasls")
+    once = {"epochs": 2, "evaluation_limit": 64, "evaluate_all": False}
+    cells = [{**once, "limit": rows, "optimizer": name} for rows in (128, 256, 512) for name in names]
+    cells += [{**once, "limit": 256, "batch_size": b, "optimizer": name} for b in (8, 128) for name in names]
+    cells += [{**once, "limit": 256, "max_length": tokens, "optimizer": name} for tokens in (16,) for name in names]
+    counted = ("plasls:n_groups=1", "plasls:split=projection", "plasls:split=module", "plasls:schedule=each")
+    cells += [{**once, "limit": 256, "optimizer": name} for name in counted]
+    shapes = ("bert-tiny", "bert-mini", "bert-small", "bert-base", "bert-large")
+    few = {**once, "limit": 64, "epochs": 2}
+    cells += [{**few, "model": f"random:{shape}", "optimizer": name} for shape in shapes for name in names]
+    return cells
+
+
+def _annealing() -> list[dict[str, Any]]:
+    names = ("adam:lr=1e-4,schedule=cosine", "adamw:lr=1e-4,schedule=linear", "sgdsls", "adamsls", "plasls")
+    return _optimizers(*names)
+
+
+def _generalise() -> list[dict[str, Any]]:
+    names = ("adamsls", "plasls", "adamw:lr=1e-4,schedule=cosine,warmup=0.1")
+    shapes = ("bert-tiny", "roberta-tiny", "distilbert-tiny")
+    cells: list[dict[str, Any]] = [{"model": f"random:{shape}", "optimizer": n} for shape in shapes for n in names]
+    cells += [{"task": None, "limit": None, "optimizer": name} for name in names]
+    return cells
+
+
+_ALL = ("sst2", "mrpc", "qnli", "mnli")
+
+_STUDIES = (
+    Study(
+        "paper-small",
+        "The paper's small sets",
+        "Do SGDSLS, ADAMSLS and PLASLS, to the letter of the paper, beat its Adam on 500 rows?",
+        _paper,
+        SMALL,
+        _ALL,
+        seeds=5,
+    ),
+    Study("paper-full", "The paper's whole sets", "And on the whole sets?", _paper, FULL, _ALL, seeds=5),
+    Study(
+        "granularity",
+        "How many step sizes",
+        "Does a step size for each part of the network help, and how fine should the parts be?",
+        _granularity,
+        SMALL,
+        ("sst2", "mrpc"),
+    ),
+    Study(
+        "merging",
+        "Merging components",
+        "When should two components become one, and by which rule?",
+        _merging,
+        SMALL,
+        ("sst2", "mrpc"),
+    ),
+    Study(
+        "overhead",
+        "What a step costs",
+        "How much longer than with Adam does an epoch take?",
+        _overhead,
+        SMALL,
+        ("sst2",),
+        seeds=1,
+    ),
+    Study(
+        "frozen",
+        "What drives step sizes to zero",
+        "Is it rounding, or the order in which components move?",
+        _frozen,
+        SMALL,
+        ("sst2",),
+    ),
+    Study(
+        "annealing",
+        "Long runs",
+        "Does accuracy fall after its peak?",
+        _annealing,
+        {**SMALL, "epochs": 20},
+        ("mrpc",),
+    ),
+    Study(
+        "generalise",
+        "Other models, other data",
+        "Does a component freeze or a run collapse elsewhere?",
+        _generalise,
+        SMALL,
+        ("sst2",),
+    ),
+    Study(
+        "rivals",
+        "Against the rivals",
+        "What does a user get who picks another optimizer, and what does tuning one cost?",
+        _rivals,
+        SMALL,
+        _ALL,
+    ),
+    Study(
+        "sensitivity",
+        "What the numbers of the search decide",
+        "How far may first guess, growth, c, shrink, joint steps and batch size be off?",
+        _sensitivity,
+        SMALL,
+        ("sst2",),
+        seeds=1,
+    ),
+)
+STUDIES: dict[str, Study] = {study.name: study for study in _STUDIES}
+"""Every study, by name."""
+
+
+def runs(options: Options) -> list[TrainingConfig]:
+    """The runs of a study: seed by seed, so that what is done first says something already.
+
+    Raises:
+        BadInputError: There is no such study, or an option is out of its range.
+    """
+    if options.study not in STUDIES:
+        raise BadInputError(f"There is no study {options.study!r}; choose one of {', '.join(STUDIES)}.")
+    if options.protocol not in (None, "paper", "clean"):
+        raise BadInputError(f"There is no protocol {options.protocol!r}; choose paper or clean.")
+    if options.seeds is not None and options.seeds < 1:
+        raise BadInputError(f"seeds is {options.seeds}; it counts the runs of each cell and must be at least 1.")
+    study = STUDIES[options.study]
+    base = {**study.base, "save_models": False}
+    said = {key: getattr(options, key) for key in ("epochs", "batch_size", "max_length", "precision", "model")}
+    said |= {key: getattr(options, key) for key in ("limit", "evaluation_limit")}
+    base |= {key: value for key, value in said.items() if value is not None}
+    if options.protocol is not None:
+        base["paper_protocol"] = options.protocol == "paper"
+    base |= {"data_dir": options.data_dir, "device": options.device, "checkpoint_every": options.checkpoint_every}
+    tasks = study.tasks if options.tasks is None else tuple(options.tasks.split(","))
+    planned: list[TrainingConfig] = []
+    seeds = options.seeds if options.seeds is not None else study.seeds
+    wanted = _pattern(options.select)
+    for seed, task, cell in itertools.product(range(seeds), tasks, study.cells()):
+        if not wanted.fullmatch(cell["optimizer"]):
+            continue
+        values = {"task": task, **base, **cell, "seed": seed}
+        if values["task"] is None:
+            values["data_dir"] = None
+        for key in ("limit", "evaluation_limit"):
+            values[key] = values[key] or None
+        config = TrainingConfig(**values)
+        config.check()
+        if config not in planned:
+            planned.append(config)
+    if not planned:
+        names = ", ".join(dict.fromkeys(cell["optimizer"] for cell in study.cells()))
+        raise BadInputError(f"select={options.select} matches no cell of {study.name}; its optimizers are {names}.")
+    return planned
+
+
+def _pattern(text: str | None) -> re.Pattern[str]:
+    try:
+        return re.compile(".*" if text is None else text)
+    except re.error as error:
+        raise BadInputError(f"select={text} is no regular expression ({error}); try select='adamsls|salsa'.") from None
+
+
+def as_dict(config: TrainingConfig) -> dict[str, Any]:
+    """What a configuration says, as JSON values: its task, optimizer and seed, and whatever is not the default.
+
+    So a run keeps its identity when training learns a new option.
+    """
+    said = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name in ("task", "optimizer", "seed") or getattr(config, field.name) != field.default
+    }
+    return {**said, "max_length": config.tokens}
