@@ -50,7 +50,7 @@ def study(
     Examples:
       armijo study
       armijo study rivals data_dir=glue tasks=sst2,mrpc
-      armijo study rivals data_dir=glue seeds=1 'select="adamsls|salsa"'
+      armijo study rivals data_dir=glue seeds=1 select='adamsls|salsa'
       armijo study paper-small data_dir=glue hydra/launcher=joblib
       armijo study paper-full data_dir=glue hydra/launcher=submitit_slurm
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)

@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
@@ -56,7 +56,7 @@ def options(study: str, overrides: Sequence[str]) -> Options:
 
     _register()
     with _understood(), initialize(version_base="1.3", config_path=None):
-        config = compose(_CONFIG, overrides=[f"study={study}", *overrides])
+        config = compose(_CONFIG, overrides=[f"study={study}", *_quoted(overrides)])
         values: Any = OmegaConf.to_container(config)
     values.pop("run")
     return Options(**values)
@@ -83,7 +83,7 @@ def run(chosen: Options, overrides: Sequence[str], todo: Iterable[TrainingConfig
     given = {override.partition("=")[0].lstrip("+~") for override in overrides}
     quiet = [f"{key}={value}" for key, value in _QUIET.items() if key not in given]
     before = sys.argv
-    sys.argv = ["armijo study", "--multirun", f"study={chosen.study}", *quiet, *overrides, f"run={names}"]
+    sys.argv = ["armijo study", "--multirun", f"study={chosen.study}", *quiet, *_quoted(overrides), f"run={names}"]
     try:
         hydra.main(version_base="1.3", config_path=None, config_name=_CONFIG)(_job)()
     except SystemExit as stop:
@@ -113,6 +113,19 @@ def _job(config: Any) -> None:
     except InterruptedRunError as error:
         # Hydra takes an exception for the end of one job; this is to be the end of all.
         raise KeyboardInterrupt from error
+
+
+def _quoted(overrides: Sequence[str]) -> list[str]:
+    """The overrides with our texts quoted: a comma would be a sweep to Hydra, and a bracket a list."""
+    texts = {name for name, hint in get_type_hints(Options).items() if hint in (str, str | None)}
+    quoted = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if equals and key in texts and value != "null" and value[:1] not in ("'", '"'):
+            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            override = f"{key}='{escaped}'"
+        quoted.append(override)
+    return quoted
 
 
 def _register() -> None:
