@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from armijo_lab import hub
+from armijo_lab import hub, shapes
 from armijo_lab.errors import BadInputError
 from armijo_lab.tasks import TaskData
 
@@ -109,20 +109,23 @@ def load(name: str | None, task: TaskData, *, paper_protocol: bool = False, seed
     """A model with a new head for the task, and its tokenizer.
 
     Args:
-        name: A folder or a name on the hub; `None` for the embedded weights.
+        name: A folder or a name on the hub; `None` for the embedded weights; `random:SHAPE` for a model that was
+            never trained (see `shapes`), which reads the embedded tokenizer's tokens.
         task: Decides the number of outputs and their names.
         paper_protocol: An `EncoderClassifier` in evaluation mode instead of transformers' own classifier.
         seed: Seeds torch's generators, from which the new head is drawn: equal seeds give equal weights.
 
     Returns:
         The model, whose call takes the tokenizer's tensors and returns an object with `logits`, on the CPU in float32;
-        and the tokenizer.
+        and the tokenizer, `None` for a task without texts.
 
     Raises:
         BadInputError: There is no such model, or it lacks weights or a tokenizer.
     """
     import transformers
 
+    if task.encode is not None or (name is not None and name.startswith(shapes.PREFIX)):
+        return _untrained(name, task, paper_protocol, seed)
     source, shown = _source(name)
     with _silence():
         config: Any = _read(
@@ -140,6 +143,18 @@ def load(name: str | None, task: TaskData, *, paper_protocol: bool = False, seed
         model = (_paper_model if paper_protocol else _standard_model)(source, shown, config, task)
     _agree_on_padding(model, tokenizer, shown)
     return model.eval(), tokenizer
+
+
+def _untrained(name: str | None, task: TaskData, paper_protocol: bool, seed: int) -> tuple[nn.Module, Any]:
+    import transformers
+
+    with _silence():
+        tokenizer = None if task.encode is not None else transformers.AutoTokenizer.from_pretrained(embedded_folder())
+        config, auto = shapes.configuration(name, task, tokenizer)
+        torch.manual_seed(seed)
+        if paper_protocol and task.encode is None:
+            return EncoderClassifier(transformers.AutoModel.from_config(config), task.num_labels).eval(), tokenizer
+        return auto.from_config(config).eval(), tokenizer
 
 
 def _agree_on_padding(model: nn.Module, tokenizer: Any, shown: str) -> None:
@@ -177,7 +192,7 @@ def max_length(model: nn.Module, tokenizer: Any) -> int | None:
     """The most tokens that the model reads, or `None` where nothing says so."""
     body = inner(model)
     # Tokenizers without a limit state an astronomical one.
-    limits = [limit for limit in (tokenizer.model_max_length,) if limit < 10**6]
+    limits = [] if tokenizer is None else [limit for limit in (tokenizer.model_max_length,) if limit < 10**6]
     positions = getattr(body.config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         limits.append(positions)

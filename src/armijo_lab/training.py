@@ -61,6 +61,8 @@ with `{"kind": "start", "step", "total_steps", "model", "task", "train_rows", "e
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 EVALUATION_BATCH = 64
+_BEYOND = ("digits", "characters")
+"""Tasks of the laboratory without texts: nothing is saved that `armijo predict` could use."""
 CLOCKS = ("training", "evaluation", "logging")
 _CHECKPOINT = Path("checkpoint") / "state.pt"
 _CHECKPOINTED = {"config", "command", "data", "progress", "model", "optimizer", "scheduler", "generators"}
@@ -221,6 +223,10 @@ def load_task(config: TrainingConfig) -> TaskData:
         task = tables.load(
             Path(config.train), evaluation, text=config.text, text_pair=config.text_pair, label=config.label
         )
+    elif config.task in _BEYOND and not config.save_models:
+        from armijo_lab.tasks import beyond
+
+        task = beyond.load(config.task)
     elif config.task is not None:
         from armijo_lab.tasks import glue
 
@@ -234,7 +240,7 @@ def load_task(config: TrainingConfig) -> TaskData:
     for side, split in (("train", task.train), ("evaluate", task.evaluation)):
         if not len(split):
             raise BadInputError(f"The task {task.name} has no rows to {side} on.")
-    if len(set(task.train.targets)) < 2:
+    if len(set(task.answers(task.train))) < 2:
         raise BadInputError(
             f"All {len(task.train)} rows of {task.name} to train on have one label; give others, or a larger --limit."
         )
@@ -253,7 +259,7 @@ def check_fit(config: TrainingConfig, model: nn.Module, tokenizer: Any) -> None:
 
 def _check_length(config: TrainingConfig, model: nn.Module, tokenizer: Any) -> None:
     limit = models.max_length(model, tokenizer)
-    if limit is not None and config.tokens > limit:
+    if tokenizer is not None and limit is not None and config.tokens > limit:
         raise BadInputError(
             f"The model reads at most {limit} tokens, and texts are to be cut at {config.tokens}; "
             f"give --max-length {limit} or less."
@@ -365,31 +371,40 @@ class _Progress:
 
 
 class _Rows:
-    """Tokenised rows, handed out as padded batches on the device."""
+    """Rows as tensors, handed out as batches on the device: tokenised and padded, or as the task encodes them."""
 
-    def __init__(self, split: Split, tokenizer: Any, tokens: int, regression: bool, device: torch.device) -> None:
+    def __init__(self, task: TaskData, split: Split, tokenizer: Any, tokens: int, device: torch.device) -> None:
+        self._device = device
+        if task.encode is not None:
+            self._whole, self._targets = task.encode(split)
+            self._lengths = [0] * len(split)
+            return
         from transformers import DataCollatorWithPadding
 
+        self._whole = None
         pairs = None if split.pairs is None else list(split.pairs)
         encoded = tokenizer(list(split.texts), pairs, truncation=True, max_length=tokens)
         self._rows = [dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)]
-        self._targets = torch.tensor(split.targets, dtype=torch.float32 if regression else torch.long)
+        self._lengths = [len(row["input_ids"]) for row in self._rows]
+        self._targets = torch.tensor(split.targets, dtype=torch.long if task.labels else torch.float32)
         self._pad = DataCollatorWithPadding(tokenizer)
-        self._device = device
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._lengths)
 
     def batch(self, places: Sequence[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The inputs, each of shape (rows, longest of them), and the targets."""
-        inputs = self._pad([self._rows[place] for place in places])
-        return {key: tensor.to(self._device) for key, tensor in inputs.items()}, self._targets[list(places)].to(
-            self._device
-        )
+        """The inputs, for texts each of shape (rows, longest of them), and the targets."""
+        chosen = list(places)
+        if self._whole is not None:
+            inputs = {key: tensor[chosen] for key, tensor in self._whole.items()}
+        else:
+            inputs = self._pad([self._rows[place] for place in chosen])
+        targets = self._targets[chosen].to(self._device)
+        return {key: tensor.to(self._device) for key, tensor in inputs.items()}, targets
 
     def by_length(self) -> list[int]:
         """The places in the order of their rows' lengths, which wastes no padding."""
-        return sorted(range(len(self)), key=lambda place: len(self._rows[place]["input_ids"]))
+        return sorted(range(len(self)), key=lambda place: self._lengths[place])
 
 
 class _Training:
@@ -410,12 +425,11 @@ class _Training:
         self.device = _device(config.device)
         self.model = model.to(self.device, torch.float64 if config.precision == "fp64" else torch.float32)
         self.method = methods.parse(config.optimizer)
-        regression = not task.labels
-        self.rows = _Rows(task.train, tokenizer, config.tokens, regression, self.device)
-        self.held_out = _Rows(task.evaluation, tokenizer, config.tokens, regression, self.device)
+        self.rows = _Rows(task, task.train, tokenizer, config.tokens, self.device)
+        self.held_out = _Rows(task, task.evaluation, tokenizer, config.tokens, self.device)
         self.final = None
         if task.final is not None:
-            self.final = _Rows(task.final, tokenizer, config.tokens, regression, self.device)
+            self.final = _Rows(task, task.final, tokenizer, config.tokens, self.device)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._try_a_forward()
@@ -450,13 +464,16 @@ class _Training:
         return self._criterion(self._logits(inputs), targets, reduction)
 
     def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.config.precision == "fp64":
+            inputs = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in inputs.items()}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
             logits = self.model(**inputs).logits
         return logits if self.config.precision == "fp64" else logits.float()
 
     def _criterion(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
         if self.task.labels:
-            return functional.cross_entropy(logits, targets, reduction=reduction)
+            # One class a row, or one a place of it.
+            return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
         return functional.mse_loss(logits.squeeze(-1), targets.to(logits.dtype), reduction=reduction)
 
     def order(self, epoch: int) -> list[int]:
@@ -519,10 +536,11 @@ class _Training:
         self.model.train(was_training)
         if stop.requested:
             return None
-        by_place = dict(zip(places, torch.cat(found).tolist(), strict=True))
-        predictions = [by_place[place] for place in range(len(places))]
-        values = metrics.compute(self.task.metrics, predictions, list(split.targets))
-        return {**values, "loss": total.item() / len(places)}, predictions
+        by_place = torch.cat(found)
+        predictions: Any = torch.empty_like(by_place).index_copy_(0, torch.tensor(places, device=self.device), by_place)
+        predictions = predictions.flatten().tolist()
+        values = metrics.compute(self.task.metrics, predictions, self.task.answers(split))
+        return {**values, "loss": total.item() / len(predictions)}, predictions
 
     def close_epoch(self, folder: Path, stop: _Stop) -> dict[str, Any] | None:
         """Evaluate after an epoch's last step and keep the best model; the epoch's record, `None` if interrupted."""
@@ -551,7 +569,7 @@ class _Training:
         if scores.index(max(scores)) + 1 == epoch:
             progress.best = epoch
             if self.task.labels:
-                targets: Any = list(self.task.evaluation.targets)
+                targets: Any = self.task.answers(self.task.evaluation)
                 chosen: Any = predictions
                 progress.per_class = metrics.per_class(self.task.labels, chosen, targets)
             with progress.clock("logging"):
@@ -645,8 +663,8 @@ class _Training:
         if progress.best is not None:
             result |= {"best": progress.epochs[progress.best - 1], "last": progress.epochs[-1]}
         if task.labels:
-            most = Counter(task.evaluation.targets).most_common(1)[0][1]
-            result["majority"] = most / len(task.evaluation)
+            answers = task.answers(task.evaluation)
+            result["majority"] = Counter(answers).most_common(1)[0][1] / len(answers)
         surroundings = records.environment(self.device)
         return {
             "status": status,

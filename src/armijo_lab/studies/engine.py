@@ -122,7 +122,7 @@ def _quoted(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if equals and key in texts and value != "null" and value[:1] not in ("'", '"'):
-            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+            escaped = value.replace("'", "\\'")
             override = f"{key}='{escaped}'"
         quoted.append(override)
     return quoted

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from armijo_lab.errors import BadInputError
+from armijo_lab.tasks import glue
 from armijo_lab.training import TrainingConfig
 
 __all__ = ["STUDIES", "Options", "Study", "as_dict", "runs"]
@@ -165,7 +166,7 @@ def _overhead() -> list[dict[str, Any]]:
     once = {"epochs": 2, "evaluation_limit": 64, "evaluate_all": False}
     cells = [{**once, "limit": rows, "optimizer": name} for rows in (128, 256, 512) for name in names]
     cells += [{**once, "limit": 256, "batch_size": b, "optimizer": name} for b in (8, 128) for name in names]
-    cells += [{**once, "limit": 256, "max_length": tokens, "optimizer": name} for tokens in (16,) for name in names]
+    cells += [{**once, "limit": 256, "max_length": 16, "optimizer": name} for name in names]
     counted = ("plasls:n_groups=1", "plasls:split=projection", "plasls:split=module", "plasls:schedule=each")
     cells += [{**once, "limit": 256, "optimizer": name} for name in counted]
     shapes = ("bert-tiny", "bert-mini", "bert-small", "bert-base", "bert-large")
@@ -180,10 +181,18 @@ def _annealing() -> list[dict[str, Any]]:
 
 
 def _generalise() -> list[dict[str, Any]]:
-    names = ("adamsls", "plasls", "adamw:lr=1e-4,schedule=cosine,warmup=0.1")
-    shapes = ("bert-tiny", "roberta-tiny", "distilbert-tiny")
-    cells: list[dict[str, Any]] = [{"model": f"random:{shape}", "optimizer": n} for shape in shapes for n in names]
-    cells += [{"task": None, "limit": None, "optimizer": name} for name in names]
+    clean: dict[str, Any] = {"paper_protocol": False}
+    whole: dict[str, Any] = {**clean, "limit": None, "evaluation_limit": None, "evaluate_all": False}
+    ours, tuned = ("adamsls", "plasls"), "adamw:lr={},schedule=cosine,warmup=0.1"
+    cells: list[dict[str, Any]] = []
+    for name in (*ours, tuned.format("1e-4")):
+        # The model of the option `model`, on the embedded set.
+        cells.append({**whole, "task": None, "optimizer": name})
+    untrained = [("sst2", f"{family}-tiny", clean) for family in ("bert", "roberta", "distilbert")]
+    untrained += [("digits", "vit-tiny", whole), ("digits", "resnet-tiny", whole), ("characters", "gpt-tiny", whole)]
+    for task, shape, said in untrained:
+        for name in (*ours, tuned.format("1e-3")):
+            cells.append({**said, "task": task, "model": f"random:{shape}", "optimizer": name})
     return cells
 
 
@@ -299,7 +308,7 @@ def runs(options: Options) -> list[TrainingConfig]:
         if not wanted.fullmatch(cell["optimizer"]):
             continue
         values = {"task": task, **base, **cell, "seed": seed}
-        if values["task"] is None:
+        if values["task"] not in glue.TASKS:
             values["data_dir"] = None
         for key in ("limit", "evaluation_limit"):
             values[key] = values[key] or None
