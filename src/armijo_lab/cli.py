@@ -15,6 +15,7 @@ from armijo_lab.commands.compare import compare
 from armijo_lab.commands.finetune import finetune
 from armijo_lab.commands.predict import predict_command
 from armijo_lab.commands.progress import errors
+from armijo_lab.commands.report import report
 from armijo_lab.commands.study import study
 from armijo_lab.errors import BadInputError
 
@@ -34,6 +35,7 @@ app.command()(finetune)
 app.command("predict")(predict_command)
 app.command()(compare)
 app.command()(study)
+app.command()(report)
 
 
 def _version(wanted: bool) -> None:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["draw_comparison", "draw_run"]
+__all__ = ["INK", "PALETTE", "draw_comparison", "draw_run", "new_figure", "plain", "save"]
 
 # Okabe and Ito's palette, without its black and its yellow, which is too light for a thin line.
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-_INK = "#333333"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+INK = "#333333"
 _FAILURES = ("exhausted", "nonfinite", "nondeterministic")
 _LEGEND_LIMIT = 16
 _DPI = 150
@@ -42,11 +42,11 @@ def draw_run(folder: Path) -> list[Path]:
         return []
     panels: list[Callable[[Axes, Run], None]] = [_draw_loss, _draw_validation]
     if any(step["components"] for step in run.steps):
-        figure = _figure(13, 8)
+        figure = new_figure(13, 8)
         panels += [_draw_trials, _draw_step_sizes]
         axes = figure.subplot_mosaic([["loss", "validation", "trials"], ["sizes"] * 3], height_ratios=[1, 1.3])
     else:
-        figure = _figure(13, 4)
+        figure = new_figure(13, 4)
         panels.append(_draw_rate)
         axes = figure.subplot_mosaic([["loss", "validation", "rate"]])
     for draw, axis in zip(panels, axes.values(), strict=True):
@@ -55,8 +55,8 @@ def draw_run(folder: Path) -> list[Path]:
         axis.set_xlim(0, 1.02 * run.steps[-1]["step"] + 1)
         for epoch in run.epochs[:-1]:
             axis.axvline(epoch["step"] + 0.5, color="#BBBBBB", linewidth=0.8, linestyle=":", zorder=0)
-    figure.suptitle(_plain(f"{label(run)} on {run.summary['task']['name']}"), fontsize=14, color=_INK)
-    return [_save(figure, folder / "figures" / "training.png")]
+    figure.suptitle(plain(f"{label(run)} on {run.summary['task']['name']}"), fontsize=14, color=INK)
+    return [save(figure, folder / "figures" / "training.png")]
 
 
 def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
@@ -78,14 +78,14 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
         raise BadInputError(f"Runs on {', '.join(sorted(tasks))} cannot stand in one figure; draw one for each task.")
     first = next(iter(groups.values()))[0]
     metric = first.summary["task"]["metrics"][0]
-    figure = _figure(14.5, 5.0)
+    figure = new_figure(14.5, 5.0)
     loss, validation, time = figure.subplots(1, 3)
     for place, ((_, optimizer), members) in enumerate(groups.items()):
         # A colour comes again in another stroke.
-        color = _PALETTE[place % len(_PALETTE)]
-        look: dict[str, Any] = {"color": color, "linestyle": ("-", "--", ":")[place // len(_PALETTE) % 3]}
+        color = PALETTE[place % len(PALETTE)]
+        look: dict[str, Any] = {"color": color, "linestyle": ("-", "--", ":")[place // len(PALETTE) % 3]}
         _draw_losses(loss, members, look)
-        _draw_epochs(validation, time, members, {**look, "label": _plain(optimizer)})
+        _draw_epochs(validation, time, members, {**look, "label": plain(optimizer)})
     loss.set(title="Training loss", xlabel="step", ylabel="batch loss, smoothed (log)", yscale="log")
     _log_ticks(loss)
     validation.set(title=f"Validation {metric}", xlabel="epoch", ylabel=f"validation {metric}")
@@ -93,7 +93,7 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
     majority = first.summary["result"]["majority"]
     if metric == "accuracy" and majority is not None:
         for axis in (validation, time):
-            axis.axhline(majority, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+            axis.axhline(majority, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         validation.annotate(
             "majority class",
             (1, majority),
@@ -102,7 +102,7 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
             textcoords="offset points",
             ha="right",
             fontsize=8,
-            color=_INK,
+            color=INK,
         )
     time.set(title="Against training time", xlabel="training time (s)", ylabel=f"validation {metric}")
     time.set_xlim(left=0)
@@ -110,9 +110,9 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False)
     seeds = {len(members) for members in groups.values()}
     many = f", mean ± standard deviation over {'–'.join(str(n) for n in sorted(seeds))} seeds" if max(seeds) > 1 else ""
-    figure.suptitle(_plain(first.summary["task"]["name"]) + many, fontsize=13, color=_INK)
+    figure.suptitle(plain(first.summary["task"]["name"]) + many, fontsize=13, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 # ------------------------------------------------------------------------------------------ the panels of a run
@@ -121,8 +121,8 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
 def _draw_loss(axis: "Axes", run: Run) -> None:
     steps = [step["step"] for step in run.steps]
     losses = [_value(step["loss"]) for step in run.steps]
-    axis.plot(steps, losses, color=_PALETTE[5], linewidth=0.8, alpha=0.6, label="batch")
-    axis.plot(steps, _smooth(losses), color=_PALETTE[0], linewidth=2, label="smoothed")
+    axis.plot(steps, losses, color=PALETTE[5], linewidth=0.8, alpha=0.6, label="batch")
+    axis.plot(steps, _smooth(losses), color=PALETTE[0], linewidth=2, label="smoothed")
     axis.set(title="Training loss", ylabel="loss (nats)" if run.summary["task"]["labels"] else "loss")
     axis.set_ylim(0, 1.25 * max((loss for loss in losses if math.isfinite(loss)), default=1.0))
     axis.legend(frameon=False, loc="upper right", ncols=2)
@@ -134,7 +134,7 @@ def _draw_validation(axis: "Axes", run: Run) -> None:
     for place, metric in enumerate(metrics):
         values = [_value(epoch["evaluation"][metric]) for epoch in run.epochs]
         width = 2 if place == 0 else 1.2
-        axis.plot(steps, values, marker="o", color=_PALETTE[place], linewidth=width, label=_plain(metric))
+        axis.plot(steps, values, marker="o", color=PALETTE[place], linewidth=width, label=plain(metric))
         finite = [value for value in values if not math.isnan(value)]
         if place == 0 and finite:
             best = values.index(max(finite))
@@ -145,11 +145,11 @@ def _draw_validation(axis: "Axes", run: Run) -> None:
                 textcoords="offset points",
                 ha="center",
                 fontweight="bold",
-                color=_PALETTE[0],
+                color=PALETTE[0],
             )
     majority = run.summary["result"]["majority"]
     if majority is not None and metrics[0] == "accuracy":
-        axis.axhline(majority, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label="majority class")
+        axis.axhline(majority, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="majority class")
     axis.set(title="Validation", ylabel=metrics[0] if len(metrics) == 1 else "metric")
     axis.margins(y=0.18)
     axis.legend(frameon=False, loc="best")
@@ -157,7 +157,7 @@ def _draw_validation(axis: "Axes", run: Run) -> None:
 
 def _draw_rate(axis: "Axes", run: Run) -> None:
     steps = [step["step"] for step in run.steps]
-    axis.plot(steps, [_value(step["lr"]) for step in run.steps], color=_PALETTE[0], linewidth=2)
+    axis.plot(steps, [_value(step["lr"]) for step in run.steps], color=PALETTE[0], linewidth=2)
     axis.set(title="Learning rate", ylabel="learning rate")
     axis.set_ylim(bottom=0)
 
@@ -182,7 +182,7 @@ def _draw_step_sizes(axis: "Axes", run: Run) -> None:
     for place, ((name, (steps, values)), color) in enumerate(zip(lines.items(), colors, strict=True)):
         # Components often share a step size: later lines are thinner, so that none hides another.
         width = 1.2 + 1.8 * (1 - place / max(1, len(lines) - 1)) if len(lines) > 1 else 2
-        axis.plot(steps, values, color=color, linewidth=width, label=_plain(name))
+        axis.plot(steps, values, color=color, linewidth=width, label=plain(name))
     if failures[0]:
         axis.plot(*failures, "x", color="black", markersize=6, markeredgewidth=1.5, label="search failed", zorder=4)
     if merged[0]:
@@ -201,8 +201,8 @@ def _draw_step_sizes(axis: "Axes", run: Run) -> None:
 def _draw_trials(axis: "Axes", run: Run) -> None:
     steps = [step["step"] for step in run.steps]
     trials = [step["forwards"] - 1 for step in run.steps]
-    axis.bar(steps, trials, width=1.0, color=_PALETTE[5], alpha=0.5, linewidth=0, label="step")
-    axis.plot(steps, _smooth(trials), color=_PALETTE[0], linewidth=2, label="smoothed")
+    axis.bar(steps, trials, width=1.0, color=PALETTE[5], alpha=0.5, linewidth=0, label="step")
+    axis.plot(steps, _smooth(trials), color=PALETTE[0], linewidth=2, label="smoothed")
     axis.set(title=f"Trials a step, mean {statistics.fmean(trials):.2f}", ylabel="trials (forward passes)")
     _whole_numbers(axis.yaxis)
     axis.set_ylim(0, max(2, 1.25 * max(trials)))
@@ -269,20 +269,20 @@ def _smooth(values: Sequence[float]) -> list[float]:
 
 def _colors(count: int) -> list[Any]:
     """Distinct hues for few lines; for many, whose order means depth in the network, dark to light."""
-    if count <= len(_PALETTE):
-        return list(_PALETTE[:count])
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
     from matplotlib import colormaps
 
     # The light end of viridis cannot be seen on white.
     return [colormaps["viridis"](0.92 * place / (count - 1)) for place in range(count)]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Without what matplotlib would read as a formula, or hide from a legend."""
     return text.replace("$", r"\$").removeprefix("_")
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
     """A figure that belongs to no window and no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -309,12 +309,13 @@ def _whole_numbers(axis: "Axis") -> None:
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def save(figure: "Figure", path: Path) -> Path:
+    """Write a figure in the house's look; the end of `path` says in which format."""
     for axis in figure.axes:
         axis.grid(color="#E6E6E6", linewidth=0.7)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.title.set_color(_INK)
+        axis.title.set_color(INK)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=_DPI)
     return path

@@ -15,7 +15,18 @@ from armijo_lab.results.records import Run
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["LOSS_FLOOR", "Row", "Spread", "comparison", "label", "mean_log_loss", "to_csv", "to_markdown", "to_rich"]
+__all__ = [
+    "LOSS_FLOOR",
+    "Row",
+    "Spread",
+    "aligned",
+    "comparison",
+    "label",
+    "mean_log_loss",
+    "to_csv",
+    "to_markdown",
+    "to_rich",
+]
 
 logger = logging.getLogger("armijo")
 
@@ -232,10 +243,14 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
 def to_markdown(rows: Sequence[Row]) -> str:
     """A Markdown table with aligned columns; ± is the sample standard deviation over the seeds."""
     columns = _columns(rows)
-    table = [[heading for heading, _ in columns]]
-    table += [[cell(row).replace("|", "\\|") for _, cell in columns] for row in rows]
-    texts = [heading in ("task", "optimizer") for heading in table[0]]
-    widths = [max(3, *(len(line[place]) for line in table)) for place in range(len(columns))]
+    return aligned([heading for heading, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
+
+
+def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are aligned in the source too: words to the left, numbers to the right."""
+    table = [[cell.replace("|", "\\|") for cell in line] for line in (headings, *rows)]
+    texts = [heading in ("task", "optimizer", "lost to", "the best Adam's last accuracy") for heading in headings]
+    widths = [max(3, *(len(line[place]) for line in table)) for place in range(len(headings))]
     rule = [("-" * width) if text else "-" * (width - 1) + ":" for text, width in zip(texts, widths, strict=True)]
     lines = [
         [

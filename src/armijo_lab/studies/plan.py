@@ -13,7 +13,7 @@ from armijo_lab.errors import BadInputError
 from armijo_lab.tasks import glue
 from armijo_lab.training import TrainingConfig
 
-__all__ = ["STUDIES", "Options", "Study", "as_dict", "runs"]
+__all__ = ["STUDIES", "Options", "Study", "as_dict", "cells", "runs"]
 
 
 @dataclass
@@ -73,6 +73,7 @@ class Study:
         base: What all runs have in common, where the options do not say otherwise.
         tasks: The tasks of each cell that names none.
         seeds: How many, where the options do not say.
+        varied: What tells cells of one task and optimizer apart.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Study:
     base: dict[str, Any]
     tasks: tuple[str, ...] = ("sst2",)
     seeds: int = 3
+    varied: tuple[str, ...] = ()
 
 
 SMALL: dict[str, Any] = {
@@ -233,6 +235,7 @@ _STUDIES = (
         SMALL,
         ("sst2",),
         seeds=1,
+        varied=("limit", "batch_size", "max_length", "model"),
     ),
     Study(
         "frozen",
@@ -241,6 +244,7 @@ _STUDIES = (
         _frozen,
         SMALL,
         ("sst2",),
+        varied=("precision",),
     ),
     Study(
         "annealing",
@@ -257,6 +261,7 @@ _STUDIES = (
         _generalise,
         SMALL,
         ("sst2",),
+        varied=("model",),
     ),
     Study(
         "rivals",
@@ -274,6 +279,7 @@ _STUDIES = (
         SMALL,
         ("sst2",),
         seeds=1,
+        varied=("batch_size",),
     ),
 )
 STUDIES: dict[str, Study] = {study.name: study for study in _STUDIES}
@@ -320,6 +326,16 @@ def runs(options: Options) -> list[TrainingConfig]:
         names = ", ".join(dict.fromkeys(cell["optimizer"] for cell in study.cells()))
         raise BadInputError(f"select={options.select} matches no cell of {study.name}; its optimizers are {names}.")
     return planned
+
+
+def cells(options: Options) -> list[tuple[dict[str, Any], list[TrainingConfig]]]:
+    """The runs of a study by cell: what they have in common, and the run of each seed."""
+    found: dict[str, tuple[dict[str, Any], list[TrainingConfig]]] = {}
+    for config in runs(options):
+        common = as_dict(config)
+        del common["seed"]
+        found.setdefault(repr(sorted(common.items())), (common, []))[1].append(config)
+    return list(found.values())
 
 
 def _pattern(text: str | None) -> re.Pattern[str]:

@@ -1,0 +1,75 @@
+"""`armijo report`: tables and figures of what `armijo study` has recorded; it reads, and never trains."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from armijo_lab.errors import BadInputError
+
+__all__ = ["report"]
+
+
+def report(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="The studies; without one, all that have records.", metavar="NAME…")
+    ] = None,
+    results: Annotated[Path, typer.Option("--results", help="The folder of the records.")] = Path("results"),
+    output: Annotated[Path, typer.Option("--output", help="Where the pages go.")] = Path("docs/lab"),
+) -> None:
+    """Write a page for each study: tables as Markdown and CSV, figures as PNG and SVG.
+
+    Only the records are read, results/*.jsonl, and of a study NAME what a
+    person wrote in results/NAME.md. A cell without a record is printed
+    "not run".
+
+    \b
+    Examples:
+      armijo report
+      armijo report rivals paper-small
+      armijo report rivals --results ../other/results --output pages
+    """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
+    from armijo_lab.commands.progress import output as terminal
+    from armijo_lab.results import cells, pages, store
+    from armijo_lab.results.records import write_text
+    from armijo_lab.studies import plan
+
+    for name in names or ():
+        if name not in plan.STUDIES:
+            raise BadInputError(f"There is no study {name!r}; choose one of {', '.join(plan.STUDIES)}.")
+    if not results.is_dir():
+        raise BadInputError(f"There is no folder {results} with records; run a study first: armijo study NAME.")
+    known = store.read(results)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    written: list[plan.Study] = []
+    for study in plan.STUDIES.values():
+        if names and study.name not in names:
+            continue
+        planned = [
+            (config, [store.identity(plan.as_dict(run)) for run in runs])
+            for config, runs in plan.cells(plan.Options(study=study.name))
+        ]
+        found = cells.collect(planned, study.varied, known)
+        if not names and not any(cell.ended or cell.failed for cell in found):
+            continue
+        notes = results / f"{study.name}.md"
+        header = pages.Header(
+            study.name,
+            study.title,
+            study.question,
+            f"armijo study {study.name} data_dir=glue",
+            notes.read_text(encoding="utf-8") if notes.is_file() else None,
+        )
+        pages.write(header, found, output)
+        written.append(study)
+        done = sum(len(cell.ended) for cell in found)
+        total = sum(len(cell.records) for cell in found)
+        terminal.print(f"{output / study.name}.md: {done} of {total} runs", markup=False, highlight=False)
+    if not written:
+        raise BadInputError(f"No study has a record in {results}; run one first: armijo study NAME.")
+    if not names:
+        lines = [f"- [{study.title}]({study.name}.md): {study.question}" for study in written]
+        write_text(output / "index.md", "# The laboratory\n\n" + "\n".join(lines) + "\n")

@@ -1,0 +1,229 @@
+"""The cells of a study: what its records say of each, over the seeds; computed from the records alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from armijo_lab.results.tables import Spread
+
+__all__ = ["Cell", "Difference", "Planned", "collect", "difference", "reached", "tasks", "time_ratio"]
+
+Planned = Sequence[tuple[Mapping[str, Any], Sequence[str]]]
+"""For each cell what its runs have in common, and the identity of each, seed by seed."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a study's table.
+
+    Attributes:
+        config: What its runs have in common: task, optimizer, and what else was said.
+        varied: The part of it, without task and optimizer, in which the cells of the study differ.
+        records: The record of each seed, `None` where it was not run.
+    """
+
+    config: Mapping[str, Any]
+    varied: Mapping[str, Any]
+    records: tuple[Mapping[str, Any] | None, ...]
+
+    @property
+    def task(self) -> str:
+        """The task's name."""
+        return self.config["task"] or "embedded"
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer as it was asked for."""
+        return self.config["optimizer"]
+
+    @property
+    def name(self) -> str:
+        """The optimizer, and what else tells this cell from the others of its task."""
+        return "  ".join([self.optimizer, *(f"{key} {_word(value)}" for key, value in self.varied.items())])
+
+    @property
+    def ended(self) -> dict[int, Mapping[str, Any]]:
+        """The records of runs that came to their end, by seed."""
+        return {
+            record["seed"]: record
+            for record in self.records
+            if record is not None and record["status"] in ("completed", "diverged")
+        }
+
+    @property
+    def failed(self) -> int:
+        """How many runs ended with an error."""
+        return sum(record is not None and record["status"] == "failed" for record in self.records)
+
+    @property
+    def diverged(self) -> int:
+        """How many runs ended with a loss that is not finite."""
+        return sum(record["status"] == "diverged" for record in self.ended.values())
+
+    def spread(self, value: Callable[[Mapping[str, Any]], float | None]) -> Spread | None:
+        """A quantity over the runs that ended; `None` without any, or where it is missing in one of them."""
+        return Spread.of([value(record) for record in self.ended.values()])
+
+    def mean(self, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+        """The mean of a quantity over the runs that ended."""
+        spread = self.spread(value)
+        return None if spread is None else spread.mean
+
+
+def collect(planned: Planned, varied: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+    """The cells of a study with what is known of their runs; `varied` names what a cell's name says beside them."""
+    return [
+        Cell(
+            config=config,
+            varied={key: config[key] for key in varied if key in config},
+            records=tuple(known.get(identity) for identity in identities),
+        )
+        for config, identities in planned
+    ]
+
+
+def tasks(cells: Sequence[Cell]) -> list[str]:
+    """The tasks, in the order of their first cells."""
+    return list(dict.fromkeys(cell.task for cell in cells))
+
+
+# ------------------------------------------------------------------------------- what a record says
+
+
+def metric(record: Mapping[str, Any]) -> str:
+    """The name of the task's primary metric."""
+    return record["task"]["metrics"][0]
+
+
+def scores(record: Mapping[str, Any]) -> list[float]:
+    """The primary metric after each epoch, NaN where the loss was not finite."""
+    name = metric(record)
+    return [
+        math.nan if epoch["evaluation"]["loss"] is None else epoch["evaluation"][name] for epoch in record["epochs"]
+    ]
+
+
+def best(record: Mapping[str, Any]) -> float | None:
+    """The best of them."""
+    return max((score for score in scores(record) if not math.isnan(score)), default=None)
+
+
+def last(record: Mapping[str, Any]) -> float | None:
+    """The last of them."""
+    found = scores(record)
+    return found[-1] if found and not math.isnan(found[-1]) else None
+
+
+def final(record: Mapping[str, Any]) -> float | None:
+    """On all held-out rows after the last epoch; what stands after the last epoch where no more was evaluated."""
+    judged = record["final"]
+    if judged is None:
+        return last(record)
+    return None if judged["loss"] is None else judged[metric(record)]
+
+
+def train_loss(record: Mapping[str, Any]) -> float | None:
+    """The mean batch loss over the last epoch."""
+    return record["epochs"][-1]["train_loss"] if record["epochs"] else None
+
+
+def forwards_a_step(record: Mapping[str, Any]) -> float:
+    """Forward passes a step, of which one has gradients."""
+    return record["forwards"] / record["steps"]
+
+
+def training_seconds(record: Mapping[str, Any]) -> float:
+    """Seconds in training steps."""
+    return record["seconds"]["training"]
+
+
+def smallest_step_size(record: Mapping[str, Any]) -> float | None:
+    """The smallest step size of any component at any step."""
+    return min((size for size in record.get("smallest", []) if size is not None), default=None)
+
+
+def searched(record: Mapping[str, Any]) -> bool:
+    """Whether the optimizer is a line search of ours."""
+    return bool(record["components"])
+
+
+# ------------------------------------------------------------------------------- one cell against another
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Cell minus cell over the seeds that both have.
+
+    Attributes:
+        mean: The mean difference.
+        low: The lower end of its 95 % confidence interval, Student's t over the seeds; `None` for one seed.
+        high: The upper end.
+        seeds: How many.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    @property
+    def verdict(self) -> str | None:
+        """`win`, `loss`, or `tie` where the interval holds 0; `None` where there is no interval."""
+        if self.low is None or self.high is None:
+            return None
+        if self.low <= 0 <= self.high:
+            return "tie"
+        return "win" if self.low > 0 else "loss"
+
+
+def difference(ours: Cell, theirs: Cell, value: Callable[[Mapping[str, Any]], float | None]) -> Difference | None:
+    """The paired difference of a quantity, over the seeds that both cells have; `None` without a pair.
+
+    A run whose value is missing, because it diverged, counts as 0: of each metric here higher is better.
+    """
+    shared = sorted(ours.ended.keys() & theirs.ended.keys())
+    pairs = [((value(ours.ended[seed]) or 0.0), (value(theirs.ended[seed]) or 0.0)) for seed in shared]
+    if not pairs:
+        return None
+    gaps = [a - b for a, b in pairs]
+    mean = statistics.fmean(gaps)
+    if len(gaps) < 2:
+        return Difference(mean, None, None, len(gaps))
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return Difference(mean, mean - half, mean + half, len(gaps))
+
+
+def time_ratio(cell: Cell, baseline: Cell | None) -> float | None:
+    """Training time over that of the baseline, a ratio of sums over the seeds that both have."""
+    if baseline is None:
+        return None
+    shared = cell.ended.keys() & baseline.ended.keys()
+    ours = sum(training_seconds(cell.ended[seed]) for seed in shared)
+    theirs = sum(training_seconds(baseline.ended[seed]) for seed in shared)
+    return ours / theirs if theirs > 0 else None
+
+
+def reached(cell: Cell, target: float) -> tuple[float, float] | None:
+    """Epochs and training seconds, means over the seeds, until the metric first is the target or more.
+
+    `None` if a seed never gets there.
+    """
+    found = []
+    for record in cell.ended.values():
+        for epoch, score in zip(record["epochs"], scores(record), strict=True):
+            if score >= target:
+                found.append((float(epoch["epoch"]), float(epoch["seconds"]["training"])))
+                break
+        else:
+            return None
+    return (statistics.fmean(e for e, _ in found), statistics.fmean(s for _, s in found)) if found else None
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,130 @@
+"""The figures of the laboratory's pages, from the cells of a study: each as PNG and as SVG."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from armijo_lab.results import cells as of
+from armijo_lab.results.cells import Cell
+from armijo_lab.results.figures import INK, PALETTE, new_figure, plain, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw"]
+
+
+def draw(study: str, cells: Sequence[Cell], folder: Path) -> list[tuple[Path, str]]:
+    """Draw the figures of a study into a folder, which is made; the PNG file of each with its caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted: list[tuple[str, str, Callable[[Sequence[Cell]], Figure]]] = []
+    if study != "overhead":
+        wanted.append(("accuracy", "Accuracy of each seed and the mean, on all held-out rows after training", _dots))
+        wanted.append(("epochs", "Accuracy after each epoch, mean over the seeds", _epochs))
+    if any(of.searched(record) for cell in cells for record in cell.ended.values()):
+        wanted.append(("step-sizes", "The smallest and the largest step size at each step, seed 0", _step_sizes))
+    if study == "overhead":
+        wanted.insert(0, ("time", "Training time an epoch against Adam", _times))
+    drawn = []
+    for kind, caption, make in wanted:
+        figure = make(cells)
+        path = folder / f"{study}-{kind}.png"
+        save(figure, path)
+        save(figure, path.with_suffix(".svg"))
+        drawn.append((path, caption))
+    return drawn
+
+
+def _by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    return {task: [cell for cell in cells if cell.task == task] for task in of.tasks(cells)}
+
+
+def _family(cell: Cell) -> int:
+    """One colour for each kind of optimizer."""
+    name = cell.optimizer.partition(":")[0].removeprefix("paper-")
+    return {"plasls": 0, "adamsls": 1, "sgdsls": 2, "adam": 3, "adamw": 3}.get(name, 4)
+
+
+def _dots(cells: Sequence[Cell]) -> Figure:
+    """One line for each cell, one point for each seed; the best mean on top."""
+    panels = _by_task(cells)
+    height = max(len(here) for here in panels.values())
+    figure = new_figure(max(7.0, 6.2 * len(panels)), 1.4 + 0.28 * height)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (task, here) in zip(axes, panels.items(), strict=True):
+        ordered = sorted(here, key=lambda cell: cell.mean(of.final) or 0.0)
+        for place, cell in enumerate(ordered):
+            color = PALETTE[_family(cell)]
+            values = [value for record in cell.ended.values() if (value := of.final(record)) is not None]
+            axis.plot(values, [place] * len(values), "o", color=color, alpha=0.55, markersize=5, markeredgewidth=0)
+            if values:
+                axis.plot([statistics.fmean(values)], [place], "|", color=color, markersize=13, markeredgewidth=2.5)
+        axis.set_yticks(range(len(ordered)), [plain(cell.name) for cell in ordered], fontsize=8)
+        axis.set_ylim(-0.6, len(ordered) - 0.4)
+        _majority(axis, here)
+        axis.set(title=task, xlabel="accuracy")
+    return figure
+
+
+def _majority(axis: Axes, cells: Sequence[Cell]) -> None:
+    share = {record["majority"] for cell in cells for record in cell.ended.values() if record["majority"] is not None}
+    if len(share) == 1:
+        axis.axvline(share.pop(), color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+
+
+def _epochs(cells: Sequence[Cell]) -> Figure:
+    """Accuracy after each epoch; no more lines than can be told apart: ours, and the best of the others."""
+    panels = _by_task(cells)
+    figure = new_figure(max(6.0, 5.0 * len(panels)), 4.8)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (task, here) in zip(axes, panels.items(), strict=True):
+        chosen = sorted(here, key=lambda cell: cell.mean(of.final) or 0.0, reverse=True)[: len(PALETTE)]
+        for place, cell in enumerate(chosen):
+            runs = [of.scores(record) for record in cell.ended.values()]
+            means = [statistics.fmean(scores) for scores in zip(*runs, strict=True)]
+            axis.plot(range(1, len(means) + 1), means, "o-", color=PALETTE[place], markersize=3, label=plain(cell.name))
+        axis.set(title=task, xlabel="epoch", ylabel="accuracy")
+        axis.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _step_sizes(cells: Sequence[Cell]) -> Figure:
+    panels = _by_task([cell for cell in cells if 0 in cell.ended and of.searched(cell.ended[0])])
+    figure = new_figure(max(6.0, 5.0 * len(panels)), 4.8)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (task, here) in zip(axes, panels.items(), strict=True):
+        for place, cell in enumerate(here[: len(PALETTE)]):
+            record = cell.ended[0]
+            low, high = ([size or math.nan for size in record[key]] for key in ("smallest", "largest"))
+            steps = range(1, len(low) + 1)
+            axis.plot(steps, low, color=PALETTE[place], linewidth=1.3, label=plain(cell.name))
+            axis.plot(steps, high, color=PALETTE[place], linewidth=0.8, alpha=0.5)
+            axis.fill_between(steps, low, high, color=PALETTE[place], alpha=0.08)
+        axis.set(title=task, xlabel="step", ylabel="step size", yscale="log")
+        axis.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _times(cells: Sequence[Cell]) -> Figure:
+    pairs = []
+    for cell in cells:
+        same = [c for c in cells if c.varied == cell.varied and c.optimizer == "adam" and c.task == cell.task]
+        ratio = of.time_ratio(cell, same[0] if same else None)
+        if ratio is not None and cell.optimizer != "adam":
+            pairs.append((cell, ratio))
+    figure = new_figure(8.0, 1.4 + 0.25 * max(1, len(pairs)))
+    axis = figure.subplots()
+    for place, (cell, ratio) in enumerate(reversed(pairs)):
+        axis.barh(place, ratio, color=PALETTE[_family(cell)])
+        axis.annotate(
+            f"{ratio:.2f}×", (ratio, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7
+        )
+    axis.set_yticks(range(len(pairs)), [plain(cell.name) for cell, _ in reversed(pairs)], fontsize=8)
+    axis.axvline(1.0, color=INK, linewidth=1)
+    axis.set(xlabel="training time an epoch, over Adam's")
+    return figure
