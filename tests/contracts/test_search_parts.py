@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armijo.components.merging import MergeSmallest, NeverMerge
+from armijo.components.merging import MergeNeighbours, MergeSmallest, NeverMerge
 from armijo.components.partition import ByLabel, Together
 from armijo.components.turns import Cycle, EachInTurn, Jointly
 from armijo.errors import ConfigurationError
@@ -22,7 +22,11 @@ CRITERIA = [Armijo(0.1), Armijo(0.5)]
 SEARCHES = [FixedStep(0.3), Backtracking(), PaperBacktracking(), Backtracking(0.5, 8), PaperBacktracking(0.5, 5)]
 GUESSES = [Growth(), Growth(1.0, 2.0), Growth(0.01, 1.0, least_slope=1e-8)]
 TURNS = [Jointly(), Cycle(), Cycle(0), EachInTurn(), EachInTurn(0)]
-MERGINGS = [NeverMerge(), MergeSmallest(), MergeSmallest(1e-2)]
+MERGINGS = [
+    NeverMerge(),
+    MergeSmallest(),
+    *(kind(1e-2, rule) for kind in (MergeSmallest, MergeNeighbours) for rule in ("mean", "geometric_mean", "minimum")),
+]
 PARTITIONS = [ByLabel(), Together()]
 
 positive = st.floats(1e-6, 1e6)
@@ -211,7 +215,11 @@ def test_a_merge_names_two_places_and_lies_between_them(merging: Any, step_sizes
     low, high = sorted((step_sizes[merge.kept], step_sizes[merge.absorbed]))
     assert low <= merge.step_size <= high
     others = [s for place, s in enumerate(step_sizes) if place not in (merge.kept, merge.absorbed)]
-    assert high <= min(others)
+    if isinstance(merging, MergeNeighbours):
+        assert merge.absorbed == merge.kept + 1
+        assert low <= min(others)
+    else:
+        assert high <= min(others)
 
 
 def test_ties_merge_the_earlier_places() -> None:
@@ -220,8 +228,25 @@ def test_ties_merge_the_earlier_places() -> None:
     assert (merge.kept, merge.absorbed) == (1, 2)
     assert MergeSmallest(1.0).propose([0.1, 0.1]) is None
     assert MergeSmallest(0.1).propose([0.1, 0.1, 0.1]) is None
-    with pytest.raises(ConfigurationError):
-        MergeSmallest(math.nan)
+
+
+@pytest.mark.parametrize("kind", [MergeSmallest, MergeNeighbours])
+def test_a_merging_is_one_of_three_rules(kind: Any) -> None:
+    sizes = [0.5, 0.02, 0.3, 0.08]
+    # The second smallest is 0.08; of the neighbours the smaller is 0.3.
+    other = 0.08 if kind is MergeSmallest else 0.3
+    for rule, expected in (
+        ("mean", (0.02 + other) / 2),
+        ("geometric_mean", math.sqrt(0.02 * other)),
+        ("minimum", 0.02),
+    ):
+        assert kind(0.1, rule).propose(sizes).step_size == pytest.approx(expected)
+    with pytest.raises(ConfigurationError, match="threshold"):
+        kind(math.nan)
+    with pytest.raises(ConfigurationError, match="mean, geometric_mean, minimum"):
+        kind(0.1, "median")
+    assert kind(0.1).propose(sizes[:2]) is None
+    assert kind(0.01).propose(sizes) is None
 
 
 @every("partition", PARTITIONS, ids=named)

@@ -254,6 +254,43 @@ def test_an_interrupted_and_resumed_run_equals_the_uninterrupted(start, resumabl
     assert not (tmp_path / "parts" / "checkpoint").exists()
 
 
+def test_all_held_out_rows_are_evaluated_once_more_after_the_last_epoch(start, tmp_path):
+    task = tiny.task()
+    cut = replace(task.limited(None, 4), final=task.evaluation)
+    summary = start(BASE, tmp_path / "run", task=cut)
+    whole = start(BASE, tmp_path / "whole")
+    assert summary["result"]["final"] == pytest.approx(
+        {key: whole["result"]["last"][key] for key in ("accuracy", "loss")}
+    )
+    assert summary["task"]["eval_rows"] == 4
+    assert [step["loss"] for step in read_run(tmp_path / "run").steps] == [
+        step["loss"] for step in read_run(tmp_path / "whole").steps
+    ]
+
+
+def test_float64_is_float64_everywhere(start, tmp_path, monkeypatch):
+    real, seen = training._Training._logits, set()
+
+    def logits(self, inputs):
+        found = real(self, inputs)
+        seen.add((found.dtype, next(self.model.parameters()).dtype))
+        return found
+
+    monkeypatch.setattr(training._Training, "_logits", logits)
+    config = replace(BASE, precision="fp64", optimizer="plasls", save_models=False)
+    assert start(config, tmp_path / "run")["status"] == "completed"
+    assert seen == {(torch.float64, torch.float64)}
+    assert start(config, tmp_path / "regression", task=tiny.task(regression=True))["status"] == "completed"
+
+
+def test_ties_are_counted(start, tmp_path):
+    # A head that no gradient reaches, and a loss that is the same at every trial.
+    summary = start(replace(BASE, optimizer="adamsls", save_models=False), tmp_path / "run")
+    steps = read_run(tmp_path / "run").steps
+    assert summary["ties"] == sum(step["ties"] for step in steps)
+    assert summary["trials"] == summary["forwards"] - summary["steps"] > 0
+
+
 def test_an_interrupted_evaluation_is_done_again(start, resumable, tmp_path, monkeypatch):
     config = replace(resumable, optimizer="plasls")
     start(config, tmp_path / "whole")

@@ -122,9 +122,14 @@ class MergeNeighbours:
 
 
 def _merged(place: int, other: int, step_sizes: Sequence[float], rule: Rule) -> Merge:
-    a, b = step_sizes[place], step_sizes[other]
-    # Of two roots, because the product of two small step sizes may be less than a float can hold.
-    merged = {"mean": (a + b) / 2, "geometric_mean": math.sqrt(a) * math.sqrt(b), "minimum": min(a, b)}[rule]
+    low, high = sorted((step_sizes[place], step_sizes[other]))
+    if rule == "minimum":
+        merged = low
+    elif rule == "mean":
+        merged = (low + high) / 2
+    else:
+        # Of two roots, because the product of two small step sizes may be less than a float can hold.
+        merged = min(max(math.sqrt(low) * math.sqrt(high), low), high)
     return Merge(min(place, other), max(place, other), merged)
 
 

@@ -65,7 +65,7 @@ def write(header: Header, cells: Sequence[Cell], folder: Path) -> list[Path]:
     for task in of.tasks(cells):
         parts += [f"## {task}", _table([cell for cell in cells if cell.task == task])]
     for extra in _EXTRA.get(header.name, ()):
-        said = extra(run)
+        said = extra(cells)
         if said:
             parts.append(said)
     parts.append(_legend(cells))
@@ -284,13 +284,11 @@ def _published(numbers: Mapping[tuple[str, str], tuple[float, float | None]]) ->
                     cell.task,
                     cell.optimizer,
                     f"{accuracy:.3f}",
-                    _shown(of.final, ".3f")(cell),
+                    _shown(of.final, ".3f")(cell) if cell.ended else NOT_RUN,
                     _number(loss, ".4g"),
-                    _shown(of.train_loss, ".4f")(cell),
+                    _shown(of.train_loss, ".4f")(cell) if cell.ended else NOT_RUN,
                 ]
             )
-        if not rows:
-            return ""
         headings = ["task", "optimizer", "published accuracy", "here", "published training loss", "here"]
         return (
             "## Beside the published numbers\n\n"
@@ -311,6 +309,9 @@ def _adams(cells: Sequence[Cell]) -> list[Cell]:
 
 def _against(cells: Sequence[Cell]) -> str:
     """Ranks, differences to AdamSLS and to the best Adam in hindsight, and who wins how often."""
+    cells = [cell for cell in cells if cell.ended]
+    if not cells:
+        return ""
     parts = []
     tasks = of.tasks(cells)
     names = list(dict.fromkeys(cell.name for cell in cells))
@@ -414,6 +415,7 @@ def _time_to_adam(cells: Sequence[Cell]) -> str:
 
 def _searches(cells: Sequence[Cell]) -> str:
     """How far the tests were from being decided by rounding, and why searches failed."""
+    cells = [cell for cell in cells if cell.ended]
     rows = []
     for cell in cells:
         for seed, record in cell.ended.items():
@@ -455,6 +457,7 @@ def _searches(cells: Sequence[Cell]) -> str:
 
 def _peaks(cells: Sequence[Cell]) -> str:
     """Where each run peaks, and how far it falls after."""
+    cells = [cell for cell in cells if cell.ended]
     rows = []
     for cell in cells:
         peaks, drops = [], []
@@ -473,6 +476,7 @@ def _peaks(cells: Sequence[Cell]) -> str:
 
 def _costs(cells: Sequence[Cell]) -> str:
     """Time and forwards against Adam with the same rows, batches, lengths and model."""
+    cells = [cell for cell in cells if cell.ended]
     rows = []
     for cell in cells:
         same = [other for other in cells if other.varied == cell.varied and other.task == cell.task]

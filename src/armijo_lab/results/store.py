@@ -62,19 +62,20 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 def append(path: Path, entry: Mapping[str, Any]) -> None:
     """Add a record to a study's file, which is made; it is on disk when the call returns.
 
-    It is one write to a file that is opened for appending: records of several processes do not mix.
+    A lock file beside it keeps records of several processes apart.
     """
+    from filelock import FileLock
+
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(finite(dict(entry)), allow_nan=False, separators=(",", ":")).encode() + b"\n"
-    number = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(number).st_size
-        # What a crash tore stays a line of its own.
-        torn = size > 0 and os.pread(number, 1, size - 1) != b"\n"
-        os.write(number, (b"\n" if torn else b"") + line)
-        os.fsync(number)
-    finally:
-        os.close(number)
+    with FileLock(path.with_name(".lock")), path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            # What a crash tore stays a line of its own.
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def failure(study: str, config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""`armijo study` and `armijo report`, as a person runs them."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from armijo_lab.results import store
+from armijo_lab.studies import engine
+
+pytest.importorskip("hydra")
+
+COMMAND = [sys.executable, "-c", "import sys; from armijo_lab.cli import main; main(sys.argv[1:])"]
+
+
+def armijo(*arguments, cwd=None, code=0):
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_all_studies_are_listed():
+    lines = armijo("study").stdout.splitlines()
+    assert any(line.startswith("rivals") for line in lines)
+    assert len(lines) == 10
+
+
+def test_a_grid_runs_is_skipped_when_done_and_reported(small, tmp_path):
+    grid = [
+        "study",
+        "rivals",
+        *small,
+        "seeds=2",
+        "tasks=sst2,mrpc",
+        "select=adamsls|salsa|adamw:lr=1e-4,schedule=cos.*",
+    ]
+    shown = armijo(*grid, "--show").stdout.splitlines()
+    assert shown[-1] == "0 of 12 runs done"
+    joblib = armijo(*grid, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert "12 of 12 runs done" in joblib.stdout
+    records = store.read(tmp_path / "results")
+    assert len(records) == 12
+    assert {record["hardware"]["threads"] for record in records.values()} == {1}
+    before = (tmp_path / "results" / "rivals.jsonl").read_bytes()
+    assert "All 12 runs of rivals are done" in armijo(*grid).stdout
+    assert (tmp_path / "results" / "rivals.jsonl").read_bytes() == before
+
+
+def test_both_launchers_give_the_same_records(small, tmp_path):
+    rest = [option for option in small if not option.startswith(("results=", "work="))]
+    grid = ["study", "rivals", *rest, "seeds=1", "tasks=sst2", "select=adamsls|sgdsls"]
+    for name, launcher in (("one", []), ("many", ["hydra/launcher=joblib"])):
+        armijo(*grid, f"results={tmp_path / name}", f"work={tmp_path / name / 'work'}", *launcher)
+    one, many = (store.read(tmp_path / name) for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    for key in one:
+        assert one[key]["losses"] == many[key]["losses"]
+        assert one[key]["final"] == many[key]["final"]
+
+
+def test_submitit_takes_the_same_command(small, tmp_path):
+    pytest.importorskip("submitit")
+    grid = ["study", "rivals", *small, "seeds=1", "tasks=sst2", "select=adamsls"]
+    armijo(*grid, "hydra/launcher=submitit_local", f"hydra.sweep.dir={tmp_path / 'hydra'}", cwd=tmp_path)
+    assert len(store.read(tmp_path / "results")) == 1
+
+
+def test_a_run_that_fails_does_not_end_the_grid(small, tmp_path):
+    # A group of layers for each layer is what a splitting by projection does not have.
+    rest = [option for option in small if not option.startswith("data_dir=")]
+    broken = tmp_path / "glue"
+    (broken / "SST-2").mkdir(parents=True)
+    source = next(Path(option.partition("=")[2]) for option in small if option.startswith("data_dir="))
+    for side in ("train", "dev"):
+        (broken / "SST-2" / f"{side}.tsv").write_bytes((source / "SST-2" / f"{side}.tsv").read_bytes())
+    grid = ["study", "rivals", *rest, f"data_dir={broken}", "seeds=1", "tasks=mrpc,sst2", "select=adamsls"]
+    done = armijo(*grid, code=1)
+    assert "1 of 2 runs done" in done.stdout
+    assert "mrpc-adamsls-seed0" in done.stderr
+    assert "There is no folder MRPC" in done.stderr
+    records = store.read(tmp_path / "results")
+    assert sorted(record["status"] for record in records.values()) == ["completed", "failed"]
+
+
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
+def test_an_interrupted_grid_goes_on_where_it_was(small, tmp_path, launcher):
+    # Long runs, so that an interruption meets one of them.
+    longer = [option for option in small if not option.startswith("epochs=")]
+    grid = ["study", "rivals", *longer, "epochs=60", "seeds=1", "tasks=sst2", "select=adamsls|sgdsls|plasls", *launcher]
+    process = subprocess.Popen(
+        [*COMMAND, *grid], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not store.read(tmp_path / "results"):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "The same command does the rest" in said
+    done = store.read(tmp_path / "results")
+    assert 1 <= len(done) < 3
+    assert "3 of 3 runs done" in armijo(*grid).stdout
+    after = store.read(tmp_path / "results")
+    assert len(after) == 3
+    assert all(after[key] == record for key, record in done.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["rivalry"], "choose one of paper-small"),
+        (["rivals", "sedes=1"], "seeds, tasks"),
+        (["rivals", "seeds=many"], "seeds"),
+        (["rivals", "hydra/launcher=moon"], "moon"),
+    ],
+)
+def test_bad_options_are_one_sentence(arguments, named):
+    done = armijo("study", *arguments, code=2)
+    assert named in done.stderr
+    assert done.stdout == ""
+
+
+def test_texts_need_no_quotes_of_hydras(small):
+    chosen = engine.options("rivals", [*small, "tasks=sst2,mrpc", r"select=a.*(b|c)\d[x],'y'=z", "seeds=null"])
+    assert chosen.tasks == "sst2,mrpc"
+    assert chosen.select == r"a.*(b|c)\d[x],'y'=z"
+    assert chosen.seeds is None
+
+
+def test_the_report_reads_and_prints_what_was_not_run(tmp_path):
+    from studies.made_up import write
+
+    write(tmp_path / "results")
+    (tmp_path / "results" / "rivals.md").write_text("A person's conclusion.\n", encoding="utf-8")
+    said = armijo("report", "--results", str(tmp_path / "results"), "--output", str(tmp_path / "pages")).stdout
+    assert "rivals.md" in said
+    page = (tmp_path / "pages" / "rivals.md").read_text(encoding="utf-8")
+    assert "A person's conclusion." in page
+    assert "not run" in page
+    assert "armijo study rivals" in page
+    for kind in ("accuracy", "epochs", "step-sizes"):
+        assert f"images/rivals-{kind}.png" in page
+        assert (tmp_path / "pages" / "images" / f"rivals-{kind}.svg").stat().st_size > 1000
+    rows = list(csv.DictReader((tmp_path / "pages" / "rivals.csv").open(encoding="utf-8")))
+    assert {row["status"] for row in rows} == {"completed", "diverged", "failed", "not run"}
+    assert "rivals" in (tmp_path / "pages" / "index.md").read_text(encoding="utf-8")
+    armijo("report", "rivalry", "--results", str(tmp_path / "results"), code=2)
+    armijo("report", "--results", str(tmp_path / "nowhere"), code=2)
+    json.dumps(store.read(tmp_path / "results"))

@@ -1,0 +1,74 @@
+import dataclasses
+
+import pytest
+
+from armijo_lab.errors import BadInputError
+from armijo_lab.results import store
+from armijo_lab.studies import plan
+from armijo_lab.studies.plan import Options
+from armijo_lab.training import TrainingConfig
+
+
+@pytest.mark.parametrize("name", plan.STUDIES)
+def test_every_study_plans_runs_that_training_takes(name):
+    options = Options(study=name)
+    planned = plan.runs(options)
+    identities = [store.identity(plan.as_dict(config)) for config in planned]
+    assert len(set(identities)) == len(planned) > 0
+    cells = plan.cells(options)
+    assert sorted(store.identity(plan.as_dict(run)) for _, runs in cells for run in runs) == sorted(identities)
+    seeds = plan.STUDIES[name].seeds
+    assert all([run.seed for run in runs] == list(range(seeds)) for _, runs in cells)
+    assert not any(config.save_models for config in planned)
+
+
+def test_a_study_can_be_cut_and_moved():
+    options = Options("rivals", seeds=1, tasks="sst2,mrpc", select="adamsls|salsa", limit=0, protocol="clean", epochs=2)
+    planned = plan.runs(options)
+    assert [(run.task, run.optimizer) for run in planned] == [
+        ("sst2", "adamsls"),
+        ("sst2", "salsa"),
+        ("mrpc", "adamsls"),
+        ("mrpc", "salsa"),
+    ]
+    assert {(run.limit, run.paper_protocol, run.epochs, run.seed) for run in planned} == {(None, False, 2, 0)}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (Options("rival"), "paper-small, paper-full"),
+        (Options("rivals", protocol="dirty"), "paper or clean"),
+        (Options("rivals", seeds=0), "at least 1"),
+        (Options("rivals", select="lion"), "adamsls"),
+        (Options("rivals", select="("), "no regular expression"),
+        (Options("rivals", epochs=0), "--epochs"),
+        (Options("rivals", precision="fp8"), "fp32"),
+    ],
+)
+def test_bad_options_get_a_sentence(options, named):
+    with pytest.raises(BadInputError) as raised:
+        plan.runs(options)
+    assert named in str(raised.value)
+
+
+def test_identity_is_what_decides_the_numbers():
+    config = TrainingConfig(task="sst2", data_dir="here", optimizer="adamsls")
+
+    def identity(**changes):
+        return store.identity(plan.as_dict(dataclasses.replace(config, **changes)))
+
+    assert identity() == identity(data_dir="there") == identity(device="cpu") == identity(save_models=False)
+    # The default of a field and the same value written out are one run.
+    assert identity() == identity(max_length=128)
+    others = [{"seed": 1}, {"optimizer": "plasls"}, {"limit": 3}, {"precision": "bf16"}, {"max_length": 64}]
+    assert len({identity(), *(identity(**change) for change in others)}) == 6
+
+
+def test_a_new_field_of_training_leaves_old_identities_alone():
+    # Frozen: the records in results/ are found by it.
+    config = TrainingConfig(
+        task="sst2", optimizer="adamsls", limit=500, evaluation_limit=400, evaluate_all=True, paper_protocol=True,
+        save_models=False, max_length=128,
+    )  # fmt: skip
+    assert store.identity(plan.as_dict(config)) == "sst2-adamsls-seed0-fb9329b9"
