@@ -30,7 +30,7 @@ def given(name: str, what: str, kind: type[Kind] = str) -> Callable[[str], Kind]
 
 OPTIMIZER_HELP = (
     f"NAME or NAME:key=value,key=value, where NAME is one of {', '.join(methods.NAMES)}. The line searches need no "
-    "key. plasls: split (layer, projection, module, tensor), n_groups, schedule (cycle, each, joint). adam, adamw, "
+    "key. plasls: split (layer, projection, module, tensor), n_groups, schedule (cycle, each, joint), merge. adam, adamw, "
     "sgd: lr, weight_decay, schedule (constant, linear, cosine), warmup (a fraction of the steps; by default 0.1 for "
     "adam, the paper's baseline, and 0 for adamw, as in the Hugging Face Trainer; the rate of step 1 is 0 under it)."
 )
@@ -136,7 +136,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A model's folder, or its name on the hub.",
+        help="A model's folder, its name on the hub, or random:SHAPE for one that was never trained (random:bert-mini).",
         metavar="NAME_OR_FOLDER",
         parser=given("--model", "a model's folder, or its name on the hub"),
         rich_help_panel=_MODEL,
@@ -173,8 +173,8 @@ Precision = Annotated[
     str,
     typer.Option(
         "--precision",
-        help="fp32, or bf16: float32 weights, forward passes in bfloat16.",
-        metavar="fp32|bf16",
+        help="fp32; bf16: float32 weights, forward passes in bfloat16; fp64: everything in float64.",
+        metavar="fp32|bf16|fp64",
         rich_help_panel=_TRAINING,
     ),
 ]

@@ -422,7 +422,8 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     Returns:
         `versions` (of Python and of each package that is installed), `commit` (of the checkout that this package is
         imported from, with `-dirty` after it if its sources differ; `None` outside a checkout) and `hardware`
-        (`device`, `cpu`, `cores`, `threads`, `memory` in bytes; with a GPU `gpu`, `gpu_memory` in bytes, `cuda`).
+        (`device`, `cpu`, `cores`, `threads`, `memory` in bytes; with a GPU `gpu`, `gpu_memory` in bytes, `cuda`, and
+        `float32_matmul`: torch's `highest`, or `high` with TensorFloat-32).
     """
     device = torch.device(device)
     versions: dict[str, str] = {"python": platform.python_version()}
@@ -442,6 +443,8 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         hardware |= {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
+        # "highest" is float32 throughout; "high" lets matrix products go through TensorFloat-32.
+        hardware["float32_matmul"] = torch.get_float32_matmul_precision()
     return {"versions": versions, "commit": _commit(Path(__file__).resolve().parents[3]), "hardware": hardware}
 
 
