@@ -136,7 +136,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A model's folder, its name on the hub, or random:SHAPE for one that was never trained (random:bert-mini).",
+        help="A model's folder, its name on the hub, or random:bert-mini and the like for one that was never trained.",
         metavar="NAME_OR_FOLDER",
         parser=given("--model", "a model's folder, or its name on the hub"),
         rich_help_panel=_MODEL,
