@@ -31,8 +31,9 @@ def given(name: str, what: str, kind: type[Kind] = str) -> Callable[[str], Kind]
 OPTIMIZER_HELP = (
     f"NAME or NAME:key=value,key=value, where NAME is one of {', '.join(methods.NAMES)}. The line searches need no "
     "key. plasls: split (layer, projection, module, tensor), n_groups, schedule (cycle, each, joint), merge. adam, "
-    "adamw, sgd: lr, weight_decay, schedule (constant, linear, cosine), warmup (a fraction of the steps; by default 0.1 for "
-    "adam, the paper's baseline, and 0 for adamw, as in the Hugging Face Trainer; the rate of step 1 is 0 under it)."
+    "adamw, sgd: lr, weight_decay, schedule (constant, linear, cosine), warmup (a fraction of the steps; by default "
+    "0.1 for adam, the paper's baseline, and 0 for adamw, as in the Hugging Face Trainer; the rate of step 1 is 0 "
+    "under it)."
 )
 
 Task = Annotated[
