@@ -144,7 +144,7 @@ def test_the_report_reads_and_prints_what_was_not_run(tmp_path):
     assert "rivals.md" in said
     page = (tmp_path / "pages" / "rivals.md").read_text(encoding="utf-8")
     assert "A person's conclusion." in page
-    assert "not run" in page
+    assert "Not run" in page
     assert "armijo study rivals" in page
     for kind in ("accuracy", "epochs", "step-sizes"):
         assert f"images/rivals-{kind}.png" in page

@@ -317,5 +317,10 @@ def save(figure: "Figure", path: Path) -> Path:
         axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_color(INK)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=_DPI)
+    import matplotlib as mpl
+
+    # Letters as letters, and nothing that differs from one drawing of the same numbers to the next.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "armijo"}):
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, dpi=_DPI, metadata=metadata)
     return path

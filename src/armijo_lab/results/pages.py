@@ -91,23 +91,27 @@ def _table(cells: Sequence[Cell]) -> str:
         ("training loss", _shown(of.train_loss, ".4f")),
         ("mean log loss", _shown(lambda record: record["mean_log_loss"], ".2f")),
         ("forwards a step", _mean(of.forwards_a_step, ".2f")),
-        ("time", lambda cell: _number(of.time_ratio(cell, baseline), ".2f", "×")),
+        ("time / Adam(W)", lambda cell: _number(of.time_ratio(cell, baseline), ".2f", "×")),
         ("failed searches", _mean(_if_searched(lambda record: record["failed_searches"]), "g")),
         ("components left", _mean(_if_searched(lambda record: len(record["components"])), "g")),
         ("smallest step size", lambda cell: _number(_least(cell, of.smallest_step_size), ".1e")),
     ]
-    rows = []
+    rows, missing = [], []
     for cell in cells:
-        if not cell.ended:
-            said = NOT_RUN if not cell.failed else f"failed: {_error(cell)}"
-            rows.append([cell.name, "0", said, *[""] * (len(columns) - 3)])
-            continue
-        row = [show(cell) for _, show in columns]
-        if cell.diverged or cell.failed:
+        if not cell.ended and not cell.failed:
+            missing.append(f"`{cell.name}`")
+        elif not cell.ended:
+            rows.append([cell.name, "0", f"failed: {_error(cell)}", *[""] * (len(columns) - 3)])
+        else:
+            row = [show(cell) for _, show in columns]
             ends = [(cell.diverged, "diverged"), (cell.failed, "failed")]
-            row[1] += f" ({', '.join(f'{number} {word}' for number, word in ends if number)})"
-        rows.append(row)
-    return aligned([heading for heading, _ in columns], rows)
+            if cell.diverged or cell.failed:
+                row[1] += f" ({', '.join(f'{number} {word}' for number, word in ends if number)})"
+            rows.append(row)
+    parts = [aligned([heading for heading, _ in columns], rows)] if rows else []
+    if missing:
+        parts.append(f"{NOT_RUN.capitalize()} ({len(missing)} of {counted(len(cells), 'cell')}): {', '.join(missing)}.")
+    return "\n".join(parts)
 
 
 def _some(cell: Cell) -> bool:
@@ -205,7 +209,9 @@ def _provenance(cells: Sequence[Cell]) -> str:
     models = of_all(
         lambda record: f"{record['model']['name']} ({record['model']['parameters'] / 1e6:.1f} M parameters)"
     )
-    hardware = of_all(lambda r: f"{r['hardware'].get('gpu', r['hardware']['cpu'])}, {r['hardware']['threads']} threads")
+    hardware = of_all(
+        lambda r: f"{r['hardware'].get('gpu', r['hardware']['cpu'])}, {counted(r['hardware']['threads'], 'thread')}"
+    )
     versions = of_all(lambda r: f"torch {r['versions']['torch']}, transformers {r['versions'].get('transformers')}")
     precision = of_all(lambda record: record["config"]["precision"])
     commits = of_all(
@@ -233,8 +239,9 @@ def _legend(cells: Sequence[Cell]) -> str:
     return (
         f"*best*, *last*: the task's first metric after the best and the last epoch, on the held-out rows ({rows}); "
         f"*all rows*: {final}. ± is the sample standard deviation over the seeds. *mean log loss* is (1/T)·Σ log f_t "
-        "over all steps. *time*: training time over that of the first Adam of the table, a ratio over shared seeds, "
-        "on a machine that did other work too. *smallest step size*: of any component at any step of any seed."
+        "over all steps. *time*: training time over that of the first Adam or AdamW of the table, a ratio over "
+        "shared seeds, on a machine that did other work too. *smallest step size*: of any component at any step of "
+        "any seed."
     )
 
 
