@@ -741,7 +741,7 @@ def train(
     training = _Training(config, task, model, tokenizer, checkpoint)
     progress = training.progress
     records.reset_peak_memory(training.device)
-    with _Stop() as stop:
+    with _Stop(training.method.resumable) as stop:
         if checkpoint is None:
             log = records.RunLog.create(folder)
         else:
@@ -818,10 +818,14 @@ class _Stop:
     """Ctrl-C, or SIGTERM, asks for a stop after the step that is going on; a second one stops at once.
 
     While a checkpoint is written no further one is heard: it would lose what the first one asked to keep.
+
+    Args:
+        resumable: Whether there will be a checkpoint; without, the log says so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resumable: bool = True) -> None:
         self.requested = False
+        self._resumable = resumable
         self._writing = False
         self._before: dict[int, Any] = {}
 
@@ -853,7 +857,10 @@ class _Stop:
             raise KeyboardInterrupt
         if not self.requested:
             self.requested = True
-            logger.warning("Stopping after this step, with a checkpoint; a second Ctrl-C stops at once, without one.")
+            if self._resumable:
+                logger.warning("Stopping after this step, with a checkpoint; a second Ctrl-C stops at once, without.")
+            else:
+                logger.warning("Stopping after this step; this optimizer cannot be resumed, so there is no checkpoint.")
 
 
 def _device(name: str) -> torch.device:
