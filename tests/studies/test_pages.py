@@ -29,7 +29,11 @@ def found():
 
 
 def page(study, found, folder, notes=None):
-    pages.write(pages.Header(study, "A title", "A question?", f"armijo study {study}", notes), found, folder)
+    pages.write(
+        pages.Header(study, study, "A title", "A question?", f"armijo study {study}", "armijo report", notes),
+        found,
+        folder,
+    )
     return (folder / f"{study}.md").read_text(encoding="utf-8")
 
 

@@ -11,14 +11,14 @@ import pytest
 from armijo_lab import training
 from armijo_lab.results import store
 from armijo_lab.studies import plan, worker
-from armijo_lab.studies.__main__ import read
+from armijo_lab.studies.plan import read
 
 CLOCKS = ("seconds", "peak_memory", "epochs")
 
 
 @pytest.fixture
 def options(small):
-    return read(["rivals", *small, "seeds=1", "tasks=sst2", "select=adamsls|plasls|adamw:lr=1e-4,schedule=cosine.*"])
+    return read("rivals", [*small, "seeds=1", "tasks=sst2", "select=adamsls|plasls|adamw:lr=1e-4,schedule=cosine.*"])
 
 
 def same(record):
@@ -113,7 +113,7 @@ def test_an_interrupted_run_is_continued(options, tmp_path, monkeypatch):
 
 
 def test_a_package_that_cannot_be_resumed_starts_again(small, tmp_path, monkeypatch):
-    options = read(["rivals", *small, "seeds=1", "tasks=sst2", "select=salsa"])
+    options = read("rivals", [*small, "seeds=1", "tasks=sst2", "select=salsa"])
     config = plan.runs(options)[0]
     real, steps = training._Training.step, []
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from armijo_lab.errors import BadInputError
+from armijo_lab.names import slug
 
 __all__ = ["report"]
 
 
 def report(
     names: Annotated[
-        list[str] | None, typer.Argument(help="The studies; without one, all that have records.", metavar="NAME…")
+        list[str] | None,
+        typer.Argument(
+            help="The studies; without one, all that have records. After a single one, the options it was run with.",
+            metavar="NAME… [KEY=VALUE…]",
+        ),
     ] = None,
     results: Annotated[Path, typer.Option("--results", help="The folder of the records.")] = Path("results"),
     output: Annotated[Path, typer.Option("--output", help="Where the pages go.")] = Path("docs/lab"),
@@ -24,12 +30,14 @@ def report(
 
     Only the records are read, results/*.jsonl, and of a study NAME what a
     person wrote in results/NAME.md. A cell without a record is printed
-    "not run".
+    "not run". A study that was run with other options has a page of its own,
+    if they are given here too.
 
     \b
     Examples:
       armijo report
       armijo report rivals paper-small
+      armijo report rivals protocol=clean model=roberta-base
       armijo report rivals --results ../other/results --output pages
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
     from armijo_lab.commands.progress import output as terminal
@@ -37,9 +45,13 @@ def report(
     from armijo_lab.results.records import write_text
     from armijo_lab.studies import plan
 
-    for name in names or ():
+    said = [name for name in names or () if "=" in name]
+    names = [name for name in names or () if "=" not in name]
+    for name in names:
         if name not in plan.STUDIES:
             raise BadInputError(f"There is no study {name!r}; choose one of {', '.join(plan.STUDIES)}.")
+    if said and len(names) != 1:
+        raise BadInputError(f"{said[0]} is an option of one study; name that study before it.")
     if not results.is_dir():
         raise BadInputError(f"There is no folder {results} with records; run a study first: armijo study NAME.")
     known = store.read(results)
@@ -50,7 +62,7 @@ def report(
             continue
         planned = [
             (config, [store.identity(plan.as_dict(run)) for run in runs])
-            for config, runs in plan.cells(plan.Options(study=study.name))
+            for config, runs in plan.cells(plan.read(study.name, said))
         ]
         found = cells.collect(planned, study.varied, known)
         if not names and not any(cell.ended or cell.failed for cell in found):
@@ -58,16 +70,18 @@ def report(
         notes = results / f"{study.name}.md"
         header = pages.Header(
             study.name,
+            "-".join([study.name, *(slug(option) for option in said)]),
             study.title,
             study.question,
-            f"armijo study {study.name} data_dir=glue",
+            shlex.join(["armijo", "study", study.name, "data_dir=glue", *said]),
+            shlex.join(["armijo", "report", study.name, *said]),
             notes.read_text(encoding="utf-8") if notes.is_file() else None,
         )
         pages.write(header, found, output)
         written.append(study)
         done = sum(len(cell.ended) for cell in found)
         total = sum(len(cell.records) for cell in found)
-        terminal.print(f"{output / study.name}.md: {done} of {total} runs", markup=False, highlight=False)
+        terminal.print(f"{output / header.page}.md: {done} of {total} runs", markup=False, highlight=False)
     if not written:
         raise BadInputError(f"No study has a record in {results}; run one first: armijo study NAME.")
     if not names:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 
-def draw(study: str, cells: Sequence[Cell], folder: Path) -> list[tuple[Path, str]]:
-    """Draw the figures of a study into a folder, which is made; the PNG file of each with its caption."""
+def draw(study: str, page: str, cells: Sequence[Cell], folder: Path) -> list[tuple[Path, str]]:
+    """Draw the figures of a study's page into a folder, which is made; the PNG file of each with its caption."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted: list[tuple[str, str, Callable[[Sequence[Cell]], Figure]]] = []
     if study != "overhead":
@@ -33,7 +33,7 @@ def draw(study: str, cells: Sequence[Cell], folder: Path) -> list[tuple[Path, st
     drawn = []
     for kind, caption, make in wanted:
         figure = make(cells)
-        path = folder / f"{study}-{kind}.png"
+        path = folder / f"{page}-{kind}.png"
         save(figure, path)
         save(figure, path.with_suffix(".svg"))
         drawn.append((path, caption))

@@ -32,22 +32,26 @@ class Header:
     """What stands above the tables.
 
     Attributes:
-        name: The study.
+        study: Its name.
+        page: The name of the page's files.
         title: A few words.
         question: What it answers.
         command: The command that does its runs.
+        report: The command that makes the page.
         notes: What a person concluded; `None` if nobody has written it.
     """
 
-    name: str
+    study: str
+    page: str
     title: str
     question: str
     command: str
+    report: str
     notes: str | None = None
 
 
 def write(header: Header, cells: Sequence[Cell], folder: Path) -> list[Path]:
-    """Write `NAME.md`, `NAME.csv` and the figures of a study into a folder, which is made.
+    """Write `PAGE.md`, `PAGE.csv` and the figures of a study into a folder, which is made.
 
     Returns:
         The files.
@@ -57,19 +61,19 @@ def write(header: Header, cells: Sequence[Cell], folder: Path) -> list[Path]:
     run = [cell for cell in cells if cell.ended]
     figures = _draw(header, run, folder) if run else []
     parts = [f"# {header.title}", header.question]
-    parts.append(f"    {header.command}\n    armijo report {header.name}")
+    parts.append(f"    {header.command}\n    {header.report}")
     parts.append(_provenance(cells))
     if header.notes:
         parts.append(header.notes.strip())
     parts += [f"![{caption}]({path.relative_to(folder).as_posix()})" for path, caption in figures]
     for task in of.tasks(cells):
         parts += [f"## {task}", _table([cell for cell in cells if cell.task == task])]
-    for extra in _EXTRA.get(header.name, ()):
+    for extra in _EXTRA.get(header.study, ()):
         said = extra(cells)
         if said:
             parts.append(said)
     parts.append(_legend(cells))
-    page, data = folder / f"{header.name}.md", folder / f"{header.name}.csv"
+    page, data = folder / f"{header.page}.md", folder / f"{header.page}.csv"
     write_text(page, "\n\n".join(parts) + "\n")
     write_text(data, _csv(cells))
     return [page, data, *(path for path, _ in figures), *(path.with_suffix(".svg") for path, _ in figures)]
@@ -532,4 +536,4 @@ def _draw(header: Header, cells: Sequence[Cell], folder: Path) -> list[tuple[Pat
     except ImportError:
         return []
     images = folder / "images"
-    return lab_figures.draw(header.name, cells, images)
+    return lab_figures.draw(header.study, header.page, cells, images)

@@ -6,48 +6,25 @@ the runs one after the other; the records are the same.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import torch
 
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
 from armijo_lab.studies import plan, worker
-from armijo_lab.studies.plan import Options
 from armijo_lab.training import InterruptedRunError
-
-
-def read(arguments: Sequence[str]) -> Options:
-    """The options in `arguments`.
-
-    Raises:
-        BadInputError: One cannot be read.
-    """
-    hints = get_type_hints(Options)
-    values: dict[str, Any] = {"study": arguments[0] if arguments else ""}
-    for argument in arguments[1:]:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in hints or key == "study":
-            keys = ", ".join(key for key in hints if key != "study")
-            raise BadInputError(f"The option {argument!r} cannot be read; write key=value with one of {keys}.")
-        try:
-            values[key] = None if value == "null" else int(value) if hints[key] == int | None else value
-        except ValueError:
-            raise BadInputError(f"The option {key} is {value!r}; it must be a whole number.") from None
-    return dataclasses.replace(Options(), **values)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do a study; the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        chosen = read(arguments)
+        chosen = plan.read(arguments[0] if arguments else "", arguments[1:])
         planned = plan.runs(chosen)
         known = store.read(Path(chosen.results))
     except BadInputError as error:

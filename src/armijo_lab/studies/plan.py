@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from armijo_lab.errors import BadInputError
 from armijo_lab.tasks import glue
 from armijo_lab.training import TrainingConfig
 
-__all__ = ["STUDIES", "Options", "Study", "as_dict", "cells", "runs"]
+__all__ = ["STUDIES", "Options", "Study", "as_dict", "cells", "read", "runs"]
 
 
 @dataclass
@@ -285,6 +285,26 @@ _STUDIES = (
 )
 STUDIES: dict[str, Study] = {study.name: study for study in _STUDIES}
 """Every study, by name."""
+
+
+def read(study: str, arguments: Sequence[str]) -> Options:
+    """The options of a study from `key=value`, without Hydra.
+
+    Raises:
+        BadInputError: One cannot be read.
+    """
+    hints = get_type_hints(Options)
+    values: dict[str, Any] = {"study": study}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in hints or key == "study":
+            keys = ", ".join(key for key in hints if key != "study")
+            raise BadInputError(f"The option {argument!r} cannot be read; write key=value with one of {keys}.")
+        try:
+            values[key] = None if value == "null" else int(value) if hints[key] == int | None else value
+        except ValueError:
+            raise BadInputError(f"The option {key} is {value!r}; it must be a whole number.") from None
+    return Options(**values)
 
 
 def runs(options: Options) -> list[TrainingConfig]:
