@@ -94,8 +94,8 @@ _SPLIT: _Keys = {
     "schedule": _choice("cycle", "each", "joint"),
     "joint_steps": _integer(0),
     "merge_below": _number(0),
-    "merge": _choice("mean", "geometric_mean", "minimum", "neighbour", "never"),
 }
+_MERGE: _Keys = {"merge": _choice("mean", "geometric_mean", "minimum", "neighbour", "never")}
 _PAPER: _Keys = {**_SEARCH, "growth": _number(1), "shrink": _fraction, "max_trials": _integer(1)}
 _TORCH: _Keys = {
     "lr": _number(0),
@@ -103,11 +103,11 @@ _TORCH: _Keys = {
     "schedule": _choice("constant", "linear", "cosine"),
     "warmup": _number(0, 1),
 }
-_ADAPTED: _Keys = {key: _TORCH[key] for key in ("lr", "weight_decay", "schedule", "warmup")}
+_ADAPTED: _Keys = {**_TORCH, "lr": _positive}
 _AVERAGE: _Keys = {"average": _choice("yes", "no")}
 
 _KEYS: Mapping[str, _Keys] = {
-    "plasls": {**_SPLIT, **_OURS, **_BETAS},
+    "plasls": {**_SPLIT, **_MERGE, **_OURS, **_BETAS},
     "adamsls": {**_OURS, **_BETAS},
     "sgdsls": _OURS,
     "adam": _TORCH,
@@ -153,8 +153,8 @@ _DEFAULTS: Mapping[str, Mapping[str, Value]] = {
     "ldog": {"average": "yes"},
     "momo": {"lr": 1.0},
     "momo-adam": {"lr": 1e-2},
-    # GeN corrects a rate that it is given; this is what `adamw` starts from.
-    "gen": {"lr": 5e-5, "every": 4},
+    # GeN corrects a rate that it is given, by a tenth at most each time.
+    "gen": {"lr": 1e-4, "every": 4},
 }
 
 _PACKAGES: Mapping[str, tuple[str, str]] = {
@@ -309,7 +309,7 @@ class Method:
 
             optimizer = {"dog": dog.DoG, "ldog": dog.LDoG}[self.name](parameters)
             if settings["average"] == "no":
-                return stepping.Stepper(optimizer)
+                return stepping.HiddenRateStepper(optimizer)
             return stepping.Averaged(optimizer, dog.PolynomialDecayAverager(model), model)
         if self.name.startswith("momo"):
             import momo
@@ -331,7 +331,8 @@ class Method:
                 schedulefree.AdamWScheduleFree(parameters, warmup_steps=warmup_steps, **settings)
             )
         optimizer = _adapting(self.name)(parameters, **settings)
-        return stepping.Stepper(optimizer, _scheduler(optimizer, schedule, warmup, total_steps))
+        kind = stepping.HiddenRateStepper if self.name == "mechanic" else stepping.FoundRateStepper
+        return kind(optimizer, _scheduler(optimizer, schedule, warmup, total_steps))
 
 
 def _adapting(name: str) -> Callable[..., Any]:

@@ -153,7 +153,8 @@ def _untrained(name: str | None, task: TaskData, paper_protocol: bool, seed: int
         config, auto = shapes.configuration(name, task, tokenizer)
         torch.manual_seed(seed)
         if paper_protocol and task.encode is None:
-            return EncoderClassifier(transformers.AutoModel.from_config(config), task.num_labels).eval(), tokenizer
+            encoder = transformers.AutoModel.from_config(config, **_without_pooler(config))
+            return EncoderClassifier(encoder, task.num_labels).eval(), tokenizer
         return auto.from_config(config).eval(), tokenizer
 
 
@@ -241,10 +242,16 @@ def _paper_model(source: str, shown: str, config: Any, task: TaskData) -> nn.Mod
 
     if getattr(config, "hidden_size", None) is None or getattr(config, "is_encoder_decoder", False):
         raise BadInputError(f"{shown} is a {config.model_type} model; --paper-protocol needs an encoder such as BERT.")
+    encoder = _weights(transformers.AutoModel, source, shown, **_without_pooler(config))
+    return EncoderClassifier(encoder, task.num_labels)
+
+
+def _without_pooler(config: Any) -> dict[str, Any]:
+    import transformers
+
     known = transformers.MODEL_MAPPING.get(type(config), None)
     pooler = known is not None and "add_pooling_layer" in inspect.signature(known.__init__).parameters
-    encoder = _weights(transformers.AutoModel, source, shown, **({"add_pooling_layer": False} if pooler else {}))
-    return EncoderClassifier(encoder, task.num_labels)
+    return {"add_pooling_layer": False} if pooler else {}
 
 
 def _weights(auto: Any, source: str, shown: str, **outputs: Any) -> nn.Module:

@@ -14,17 +14,26 @@ from typing import Any
 import torch
 
 import armijo.paper
+from armijo import Status
 
 __all__ = ["ReleasedOrder"]
 
 
 class ReleasedOrder(armijo.paper.PLASLS):
-    """`armijo.paper.PLASLS`, but with the components before the searched one already moved while it is searched."""
+    """`armijo.paper.PLASLS`, but with the components before the searched one already moved while it is searched.
+
+    Attributes:
+        moved_loss: After a search that failed, the loss where it began: the components before the searched one moved,
+            this one at η = 0. It is what the line begins with, and f_k is what it was held against. `None` otherwise.
+    """
+
+    moved_loss: float | None = None
 
     def _search_block(
         self, moves: Sequence[Any], places: Sequence[int], objective: Any, interrupts: Any, sign: float
     ) -> None:
         first = places[0]
+        self.moved_loss = None
         # The joint steps of the released code move everything at once, as ours do.
         if len(places) > 1 or first == 0:
             super()._search_block(moves, places, objective, interrupts, sign)
@@ -36,6 +45,8 @@ class ReleasedOrder(armijo.paper.PLASLS):
             for step_size, group in groups:
                 torch._foreach_add_(group.parameters, self._applied(group), alpha=-step_size)
             super()._search_block(moves, places, objective, interrupts, sign)
+            if moves[first].outcome.status is Status.EXHAUSTED:
+                self.moved_loss = objective.trial(interrupts.let_through)
         finally:
             if parameters:
                 torch._foreach_copy_(parameters, start)

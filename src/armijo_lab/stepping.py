@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "FAILURES",
     "Averaged",
+    "FoundRateStepper",
     "GenStepper",
+    "HiddenRateStepper",
     "ModalStepper",
     "MomoStepper",
     "SalsaStepper",
@@ -47,10 +51,11 @@ class Taken:
     Attributes:
         loss: f_k at the start of the step.
         forwards: Forward passes, those with gradients included.
-        rate: The learning rate it moved with; `None` for a line search of ours.
+        rate: The learning rate it moved with; `None` for a line search of ours, and where a package keeps it to itself.
         components: For a line search of ours a dict for each component, as `armijo.ComponentReport` has it.
         merges: Pairs of a kept and an absorbed label.
         ties: Trials whose loss was f_k to the last bit.
+        moved_loss: See `released.ReleasedOrder`; `None` for all others.
     """
 
     loss: float
@@ -59,6 +64,7 @@ class Taken:
     components: list[dict[str, Any]] = field(default_factory=list)
     merges: list[list[str]] = field(default_factory=list)
     ties: int = 0
+    moved_loss: float | None = None
 
 
 class Stepper:
@@ -75,9 +81,7 @@ class Stepper:
 
     def step(self, loss: Loss) -> Taken:
         """Take one step on a batch."""
-        group = self.optimizer.param_groups[0]
-        # Prodigy and D-Adaptation keep the rate that they found apart, as a factor.
-        rate = float(group["lr"]) * float(group.get("d", 1.0))
+        rate = self._rate()
         self.optimizer.zero_grad(set_to_none=True)
         value = loss()
         value.backward()
@@ -88,6 +92,9 @@ class Stepper:
 
     def _move(self, loss: torch.Tensor) -> None:
         self.optimizer.step()
+
+    def _rate(self) -> float | None:
+        return float(self.optimizer.param_groups[0]["lr"])
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -138,6 +145,7 @@ class SearchStepper(Stepper):
             ],
             merges=[list(merge) for merge in report.merges],
             ties=self._counted.ties,
+            moved_loss=getattr(self.optimizer, "moved_loss", None),
         )
 
     def components(self) -> list[dict[str, Any]]:
@@ -169,7 +177,22 @@ class _CountedTies:
         return self.judge.violation(line, trial)
 
 
-class Averaged(Stepper):
+class FoundRateStepper(Stepper):
+    """Prodigy and D-Adaptation: the rate that they found stands beside `lr`, as a factor."""
+
+    def _rate(self) -> float | None:
+        group = self.optimizer.param_groups[0]
+        return float(group["lr"]) * float(group["d"])
+
+
+class HiddenRateStepper(Stepper):
+    """What is used like torch's optimizers, and does not say what it moved with."""
+
+    def _rate(self) -> float | None:
+        return None
+
+
+class Averaged(HiddenRateStepper):
     """DoG with the average of its iterates, which its authors ask for, as the weights to be used.
 
     Args:
@@ -203,7 +226,7 @@ class Averaged(Stepper):
                     parameter.copy_(before)
 
 
-class ModalStepper(Stepper):
+class ModalStepper(HiddenRateStepper):
     """Schedule-Free: the optimizer has a mode for training and one for evaluation."""
 
     def __init__(self, optimizer: Any) -> None:
@@ -220,7 +243,7 @@ class ModalStepper(Stepper):
             self.optimizer.train()
 
 
-class MomoStepper(Stepper):
+class MomoStepper(HiddenRateStepper):
     """MoMo: the step takes the loss, from which it makes its step size."""
 
     def _move(self, loss: torch.Tensor) -> None:
@@ -232,6 +255,8 @@ class SalsaStepper(Stepper):
 
     def step(self, loss: Loss) -> Taken:
         """Search, or move with the step size it has."""
+        import numpy
+
         optimizer = self.optimizer
 
         def closure(backwards: bool = False) -> torch.Tensor:
@@ -242,7 +267,12 @@ class SalsaStepper(Stepper):
             value.backward()
             return value.detach()
 
+        module: Any = sys.modules[type(optimizer).__module__]
         before = optimizer.state["n_forwards"]
+        kept = numpy.random.get_state()
+        # It seeds torch's and NumPy's generators with the time of day, so that a trial repeats the masks of the step;
+        # with the number of the step in its place a run repeats itself, too.
+        clock, module.time = module.time, SimpleNamespace(time=lambda: torch.initial_seed() % 2**31 + before)
         # It writes a line where two losses are equal; the record counts its forwards all the same.
         with contextlib.redirect_stdout(None):
             try:
@@ -251,6 +281,9 @@ class SalsaStepper(Stepper):
                 if "nans detected" not in str(error):
                     raise
                 value = math.nan
+            finally:
+                module.time = clock
+                numpy.random.set_state(kept)
         return Taken(value, forwards=optimizer.state["n_forwards"] - before, rate=float(optimizer.step_size))
 
 
@@ -278,7 +311,7 @@ class GenStepper(Stepper):
         value = loss()
         value.backward()
         forwards = 1
-        if self._steps % self._every == 0:
+        if (self._steps + 1) % self._every == 0:
             # It moves by the optimizer's own step, evaluates on both sides, and comes back to where it was.
             nothing = torch.zeros(())
             criterion: Any = _first
@@ -293,6 +326,7 @@ class GenStepper(Stepper):
                     lr_factor=[-1, 0, 1],
                 )
             forwards += 3
+            rate = float(self.optimizer.param_groups[0]["lr"])
         self._steps += 1
         self.optimizer.step()
         return Taken(value.item(), forwards=forwards, rate=rate)

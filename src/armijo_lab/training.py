@@ -37,7 +37,7 @@ from armijo_lab import methods, models, stepping
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import records
 from armijo_lab.results.tables import LOSS_FLOOR
-from armijo_lab.tasks import Split, TaskData, metrics
+from armijo_lab.tasks import Split, TaskData, beyond, metrics
 
 __all__ = [
     "CheckpointError",
@@ -61,8 +61,6 @@ with `{"kind": "start", "step", "total_steps", "model", "task", "train_rows", "e
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 EVALUATION_BATCH = 64
-_BEYOND = ("digits", "characters")
-"""Tasks of the laboratory without texts: nothing is saved that `armijo predict` could use."""
 CLOCKS = ("training", "evaluation", "logging")
 _CHECKPOINT = Path("checkpoint") / "state.pt"
 _CHECKPOINTED = {"config", "command", "data", "progress", "model", "optimizer", "scheduler", "generators"}
@@ -223,9 +221,8 @@ def load_task(config: TrainingConfig) -> TaskData:
         task = tables.load(
             Path(config.train), evaluation, text=config.text, text_pair=config.text_pair, label=config.label
         )
-    elif config.task in _BEYOND and not config.save_models:
-        from armijo_lab.tasks import beyond
-
+    elif config.task in beyond.TASKS and not config.save_models:
+        # Nothing comes of these that `armijo predict` could use.
         task = beyond.load(config.task)
     elif config.task is not None:
         from armijo_lab.tasks import glue
@@ -512,6 +509,7 @@ class _Training:
             "total_forwards": progress.forwards,
             "lr": taken.rate,
             "ties": taken.ties,
+            **({} if taken.moved_loss is None else {"moved_loss": taken.moved_loss}),
             "components": taken.components,
             "merges": taken.merges,
         }
@@ -660,6 +658,9 @@ class _Training:
         result: dict[str, Any] = {"best": None, "last": None, "per_class": progress.per_class, "majority": None}
         if progress.final is not None:
             result["final"] = progress.final
+            if task.labels and task.final is not None:
+                answers = task.answers(task.final)
+                result["final_majority"] = Counter(answers).most_common(1)[0][1] / len(answers)
         if progress.best is not None:
             result |= {"best": progress.epochs[progress.best - 1], "last": progress.epochs[-1]}
         if task.labels:

@@ -36,6 +36,8 @@ def test_shapes_of_text_models(family, paper_protocol):
     again, _ = models.load(f"random:{family}-tiny", task, paper_protocol=paper_protocol, seed=3)
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+    if paper_protocol:
+        assert not any("pooler" in name for name, _ in model.named_parameters())
     # As many tokens as it is said to read.
     long = tokenizer(
         "word " * 600, truncation=True, max_length=models.max_length(model, tokenizer), return_tensors="pt"

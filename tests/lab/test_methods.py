@@ -36,7 +36,8 @@ def test_every_name_builds_and_takes_a_step(name, model):
     taken = [stepper.step(loss) for _ in range(5)]
     assert taken[0].loss == pytest.approx(start, rel=1e-6)
     assert sum(step.forwards for step in taken) == len(calls) >= 5
-    assert (taken[0].rate is None) is method.searches
+    told = ("adam", "adamw", "sgd", "prodigy", "dadaptation", "salsa", "gen")
+    assert [step.rate is not None for step in taken] == [name in told] * 5
     assert bool(taken[0].components) is method.searches
     json.dumps([dataclasses.asdict(step) for step in taken])
     moved = [not torch.equal(p, q) for p, q in zip(trained.parameters(), model.parameters(), strict=True)]
@@ -58,6 +59,22 @@ def test_what_averages_is_judged_by_its_average(name, model):
     during = [p.detach().clone() for p in trained.parameters()]
     with stepper.evaluating():
         assert any(not torch.equal(p, q) for p, q in zip(trained.parameters(), during, strict=True))
+
+
+def test_salsa_repeats_itself_under_dropout(model):
+    import numpy
+
+    def losses():
+        torch.manual_seed(3)
+        numpy.random.seed(3)
+        trained = copy.deepcopy(model).train()
+        stepper = methods.parse("salsa").build(trained, 10)
+        batch = {"input_ids": torch.tensor([[2, 5, 3], [2, 8, 3]]), "labels": torch.tensor([0, 1])}
+        found = [stepper.step(lambda: trained(**batch).loss).loss for _ in range(4)]
+        return found, numpy.random.random()
+
+    assert losses() == losses()
+    assert len(set(losses()[0])) == 4
 
 
 def test_a_package_that_is_missing_is_named(model, monkeypatch):
@@ -156,6 +173,8 @@ def test_schedules(schedule, expected, model):
         ("plasls:n_groups=1.5", "or layers for as many"),
         ("plasls:split=tensor,n_groups=2", "use split=layer"),
         ("paper-plasls:schedule=all", "cycle, each or joint"),
+        ("paper-plasls:merge=mean", "takes no 'merge'"),
+        ("prodigy:lr=0", "above 0"),
         ("adamsls:beta1=1", "below 1"),
         ("adamsls:c=0", "above 0"),
     ],

@@ -79,6 +79,30 @@ def test_only_the_searched_loss_differs_from_the_paper():
     assert first != second
 
 
+def test_what_a_failed_search_began_with_is_measured():
+    model, loss = make()
+    # Steps so long that the moves of the earlier components raise the loss.
+    opt = optimizer(ReleasedOrder, model, max_trials=3)
+    seen = []
+    for _ in range(30):
+        before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(opt.state_dict())
+        tried = losses_tried(opt, loss)
+        statuses = {part.label: str(part.status) for part in opt.report.components}
+        searched = state["param_groups"][0]["turn"] % 4
+        if statuses[str(searched)] == "exhausted" and searched > 0 and state["param_groups"][0]["steps"] >= 2:
+            after = copy.deepcopy(model.state_dict())
+            moved = {key: after[key] if int(key[0]) < searched else tensor for key, tensor in before.items()}
+            model.load_state_dict(moved)
+            seen.append((opt.moved_loss, loss().item(), tried[-1]))
+            model.load_state_dict(after)
+        elif searched > 0:
+            assert opt.moved_loss is None
+    assert seen
+    for measured, by_hand, last in seen:
+        assert measured == last
+        assert abs(measured - by_hand) < 1e-12
+
+
 def test_a_failure_puts_everything_back():
     model, loss = make()
     opt = optimizer(ReleasedOrder, model)

@@ -42,6 +42,7 @@ def test_a_grid_runs_is_skipped_when_done_and_reported(small, tmp_path):
     ]
     shown = armijo(*grid, "--show").stdout.splitlines()
     assert shown[-1] == "0 of 12 runs done"
+    assert all(line.startswith("left") for line in shown[:-1])
     joblib = armijo(*grid, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert "12 of 12 runs done" in joblib.stdout
     records = store.read(tmp_path / "results")
@@ -84,6 +85,7 @@ def test_a_run_that_fails_does_not_end_the_grid(small, tmp_path):
     assert "1 of 2 runs done" in done.stdout
     assert "mrpc-adamsls-seed0" in done.stderr
     assert "There is no folder MRPC" in done.stderr
+    assert "failed  mrpc-adamsls-seed0" in armijo(*grid, "--show").stdout
     records = store.read(tmp_path / "results")
     assert sorted(record["status"] for record in records.values()) == ["completed", "failed"]
 
@@ -119,6 +121,9 @@ def test_an_interrupted_grid_goes_on_where_it_was(small, tmp_path, launcher):
         (["rivalry"], "choose one of paper-small"),
         (["rivals", "sedes=1"], "seeds, tasks"),
         (["rivals", "seeds=many"], "seeds"),
+        (["rivals", "+foo=1"], "+foo=1"),
+        (["rivals", "study=merging"], "study=merging"),
+        (["rivals", "select=a\\"], "no regular expression"),
         (["rivals", "hydra/launcher=moon"], "moon"),
     ],
 )

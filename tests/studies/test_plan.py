@@ -44,6 +44,12 @@ def test_a_study_can_be_cut_and_moved():
         (Options("rivals", select="("), "no regular expression"),
         (Options("rivals", epochs=0), "--epochs"),
         (Options("rivals", precision="fp8"), "fp32"),
+        (Options("rivals", tasks="sst2,sts2"), "no task 'sts2'"),
+        (Options("rivals", threads=0), "at least 1"),
+        (Options("rivals", device="gpu"), "no device 'gpu'"),
+        (Options("overhead", limit=32), "sets limit itself"),
+        (Options("generalise", protocol="paper"), "sets protocol itself"),
+        (Options("generalise", tasks="mrpc"), "sets tasks itself"),
     ],
 )
 def test_bad_options_get_a_sentence(options, named):
@@ -72,3 +78,14 @@ def test_a_new_field_of_training_leaves_old_identities_alone():
         save_models=False, max_length=128,
     )  # fmt: skip
     assert store.identity(plan.as_dict(config)) == "sst2-adamsls-seed0-fb9329b9"
+
+
+def test_every_field_of_training_has_a_value_that_an_identity_leaves_out():
+    assert plan._LEFT_OUT.keys() == {field.name for field in dataclasses.fields(TrainingConfig)}
+
+
+def test_a_plan_needs_no_device_and_spares_packages_that_keep_no_checkpoint():
+    planned = plan.runs(Options("rivals", device="cuda", checkpoint_every=5, seeds=1, tasks=" sst2 , mrpc"))
+    assert {run.device for run in planned} == {"cuda"}
+    assert {run.checkpoint_every for run in planned if run.optimizer == "salsa"} == {None}
+    assert {run.checkpoint_every for run in planned if run.optimizer == "adamsls"} == {5}

@@ -13,7 +13,7 @@ from armijo_lab.results import store
 from armijo_lab.studies import plan, worker
 from armijo_lab.studies.plan import read
 
-CLOCKS = ("seconds", "peak_memory", "epochs")
+CLOCKS = ("seconds", "peak_memory", "epochs", "ended")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def do(options, config, results, **keywords):
     return worker.do(options.study, config, results=results, work=Path(options.work), **keywords)
 
 
-def test_a_record_holds_all_that_was_asked_for(options, tmp_path):
+def test_a_record_holds_all_that_was_asked_for(options, tmp_path, place):
     config = plan.runs(options)[0]
     record = do(options, config, tmp_path / "results")
     assert store.read(tmp_path / "results") == {record["run"]: json.loads(json.dumps(record))}
@@ -53,8 +53,9 @@ def test_a_record_holds_all_that_was_asked_for(options, tmp_path):
     assert len(record["smallest"]) == 6
     # No folder of this machine, and nothing left of the run.
     assert str(tmp_path) not in json.dumps(record)
+    assert str(place) not in json.dumps(record)
     assert record["config"]["model"] == "model"
-    assert list(Path(options.work).iterdir()) == []
+    assert [path.name for path in Path(options.work).iterdir() if path.is_dir()] == []
 
 
 def test_runs_that_share_a_process_equal_runs_in_fresh_ones(options, small, tmp_path):
@@ -90,6 +91,33 @@ def test_a_run_that_fails_is_recorded_and_done_again(options, tmp_path, monkeypa
     known = store.read(tmp_path / "results")
     assert worker.is_done(config, known)
     assert len((tmp_path / "results" / "rivals.jsonl").read_text().splitlines()) == 2
+
+
+def test_commands_that_share_a_run_do_it_once(small, tmp_path):
+    shared = ["seeds=1", "tasks=sst2", "select=adamsls", "epochs=20"]
+    commands = [
+        [sys.executable, "-m", "armijo_lab.studies", study, *small, *shared] for study in ("granularity", "merging")
+    ]
+    commands[1][-2] = "select=plasls"
+    commands[1].append("select=plasls")
+    commands[0][-2] = "select=plasls"
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    lines = [line for path in (tmp_path / "results").glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(lines) == 1
+    assert json.loads(lines[0])["status"] == "completed"
+
+
+def test_a_run_that_was_whole_before_its_record_is_not_done_again(options, tmp_path, monkeypatch):
+    config = plan.runs(options)[0]
+    real = store.append
+    monkeypatch.setattr(store, "append", lambda path, entry: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        do(options, config, tmp_path / "results")
+    monkeypatch.setattr(store, "append", real)
+    monkeypatch.setattr(training._Training, "step", lambda self, places: 1 / 0)
+    assert do(options, config, tmp_path / "results")["status"] == "completed"
 
 
 def test_an_interrupted_run_is_continued(options, tmp_path, monkeypatch):
@@ -162,6 +190,7 @@ def test_one_process_needs_torch_and_transformers_alone(small, tmp_path):
         (["rivals", "sedes=1"], "seeds"),
         (["rivals", "seeds"], "key=value"),
         (["rivals", "seeds=two"], "whole number"),
+        (["rivals", "device=null"], "device"),
         (["rivalry"], "paper-small"),
         ([], "paper-small"),
     ],

@@ -65,7 +65,7 @@ class _Watch:
             low, high = f"{min(sizes):.1e}", f"{max(sizes):.1e}"
             parts.append(f"step size {low if low == high else f'{low}…{high}'}")
             parts.append(f"{self.trials / (self.step - self.first):.1f} trials a step")
-        else:
+        elif record["lr"] is not None:
             parts.append(f"rate {record['lr']:.1e}")
         self.numbers = "  ".join(parts)
 

@@ -73,7 +73,7 @@ def study(
     chosen = engine.options(name, given)
     planned, todo = engine.left(chosen)
     if show:
-        _list(planned, todo)
+        _list(Path(chosen.results), planned, todo)
         return
     if not todo:
         output.print(f"All {counted(len(planned), 'run')} of {name} are done: armijo report {name}")
@@ -99,13 +99,15 @@ def study(
         raise typer.Exit(1)
 
 
-def _list(planned: list[TrainingConfig], todo: list[TrainingConfig]) -> None:
+def _list(results: Path, planned: list[TrainingConfig], todo: list[TrainingConfig]) -> None:
     from armijo_lab.commands.progress import output
     from armijo_lab.results import store
     from armijo_lab.studies.plan import as_dict
 
+    known = store.read(results)
     for config in planned:
-        state = "left" if config in todo else "done"
+        entry = known.get(store.identity(as_dict(config)))
+        state = "left  " if entry is None else "failed" if config in todo else "done  "
         output.print(f"{state}  {store.identity(as_dict(config))}", markup=False, highlight=False)
     output.print(f"{len(planned) - len(todo)} of {counted(len(planned), 'run')} done", markup=False, highlight=False)
 

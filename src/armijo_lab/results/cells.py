@@ -10,13 +10,13 @@ from typing import Any
 
 from armijo_lab.results.tables import Spread
 
-__all__ = ["Cell", "Difference", "Planned", "collect", "difference", "reached", "tasks", "time_ratio"]
+__all__ = ["Cell", "Difference", "Planned", "collect", "difference", "reached", "score", "tasks", "time_ratio"]
 
 Planned = Sequence[tuple[Mapping[str, Any], Sequence[str]]]
 """For each cell what its runs have in common, and the identity of each, seed by seed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a cell is itself: its records are no values to compare
 class Cell:
     """One row of a study's table.
 
@@ -200,29 +200,50 @@ def difference(ours: Cell, theirs: Cell, value: Callable[[Mapping[str, Any]], fl
 
 
 def time_ratio(cell: Cell, baseline: Cell | None) -> float | None:
-    """Training time over that of the baseline, a ratio of sums over the seeds that both have."""
+    """Training time over that of the baseline, a ratio of sums over the seeds that both did on the same hardware."""
     if baseline is None:
         return None
-    shared = cell.ended.keys() & baseline.ended.keys()
+    shared = [seed for seed, record in cell.ended.items() if _hardware(record) == _hardware(baseline.ended.get(seed))]
     ours = sum(training_seconds(cell.ended[seed]) for seed in shared)
     theirs = sum(training_seconds(baseline.ended[seed]) for seed in shared)
     return ours / theirs if theirs > 0 else None
 
 
-def reached(cell: Cell, target: float) -> tuple[float, float] | None:
-    """Epochs and training seconds, means over the seeds, until the metric first is the target or more.
+def reached(cell: Cell, targets: Mapping[int, float]) -> tuple[int, float, float] | None:
+    """How many seeds reach their target, and the mean epochs and training seconds in which those do.
 
-    `None` if a seed never gets there.
+    Args:
+        cell: Whose metric after each epoch is looked at.
+        targets: The metric to reach, by seed.
+
+    Returns:
+        Seeds, epochs and seconds (0 where no seed does); `None` where no seed has a target.
     """
     found = []
-    for record in cell.ended.values():
+    shared = cell.ended.keys() & targets.keys()
+    for seed in shared:
+        record = cell.ended[seed]
         for epoch, score in zip(record["epochs"], scores(record), strict=True):
-            if score >= target:
+            if score >= targets[seed]:
                 found.append((float(epoch["epoch"]), float(epoch["seconds"]["training"])))
                 break
-        else:
-            return None
-    return (statistics.fmean(e for e, _ in found), statistics.fmean(s for _, s in found)) if found else None
+    if not shared:
+        return None
+    if not found:
+        return 0, 0.0, 0.0
+    return len(found), statistics.fmean(e for e, _ in found), statistics.fmean(s for _, s in found)
+
+
+def score(cell: Cell, value: Callable[[Mapping[str, Any]], float | None]) -> float:
+    """The mean of a metric over the seeds that ended, where a run that diverged counts as 0."""
+    return statistics.fmean((value(record) or 0.0) for record in cell.ended.values()) if cell.ended else 0.0
+
+
+def _hardware(record: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    if record is None:
+        return None
+    hardware = record["hardware"]
+    return hardware.get("gpu", hardware["cpu"]), hardware["threads"], hardware.get("float32_matmul")
 
 
 def _word(value: Any) -> str:

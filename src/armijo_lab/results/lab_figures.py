@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from armijo_lab.results import cells as of
 from armijo_lab.results.cells import Cell
@@ -72,7 +72,11 @@ def _dots(cells: Sequence[Cell]) -> Figure:
 
 
 def _majority(axis: Axes, cells: Sequence[Cell]) -> None:
-    share = {record["majority"] for cell in cells for record in cell.ended.values() if record["majority"] is not None}
+    records = [record for cell in cells for record in cell.ended.values()]
+    share: set[Any] = {
+        record["majority"] if record["final"] is None else record.get("final_majority") for record in records
+    }
+    share.discard(None)
     if len(share) == 1:
         axis.axvline(share.pop(), color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
 

@@ -423,7 +423,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         `versions` (of Python and of each package that is installed), `commit` (of the checkout that this package is
         imported from, with `-dirty` after it if its sources differ; `None` outside a checkout) and `hardware`
         (`device`, `cpu`, `cores`, `threads`, `memory` in bytes; with a GPU `gpu`, `gpu_memory` in bytes, `cuda`, and
-        `float32_matmul`: torch's `highest`, or `high` with TensorFloat-32).
+        `float32_matmul`: torch's `highest`, or `high` with TensorFloat-32; `cudnn_tf32`: whether convolutions may).
     """
     device = torch.device(device)
     versions: dict[str, str] = {"python": platform.python_version()}
@@ -445,6 +445,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         hardware |= {"gpu": properties.name, "gpu_memory": properties.total_memory, "cuda": torch.version.cuda}
         # "highest" is float32 throughout; "high" lets matrix products go through TensorFloat-32.
         hardware["float32_matmul"] = torch.get_float32_matmul_precision()
+        hardware["cudnn_tf32"] = torch.backends.cudnn.allow_tf32
     return {"versions": versions, "commit": _commit(Path(__file__).resolve().parents[3]), "hardware": hardware}
 
 

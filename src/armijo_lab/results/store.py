@@ -12,7 +12,9 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ logger = logging.getLogger("armijo")
 _ELSEWHERE = ("data_dir", "device", "checkpoint_every", "save_models")
 _UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp64": 2.0**-53, "bf16": 2.0**-8}
 _C = 0.1
+_JOINT_STEPS = 6
 _MARGIN = 10.0
-"""A first trial that promises more than so many units of rounding was not decided by rounding."""
+"""A test that promises less than so many units of rounding may be decided by rounding."""
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -38,22 +41,25 @@ def identity(config: Mapping[str, Any]) -> str:
         config: What a training configuration says, as `studies.plan.as_dict` has it. Where its rows lie and what
             device it runs on do not count.
     """
-    decisive = {key: value for key, value in config.items() if key not in _ELSEWHERE}
+    decisive = {key: _place(value) for key, value in config.items() if key not in _ELSEWHERE}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config['task'] or 'embedded'}-{slug(config['optimizer'])[:80]}-seed{config['seed']}-{digest}"
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """The last record of each run, by its identity, of all studies in `folder`; `{}` if there is none.
+    """The record of each run, by its identity, of all studies in `folder`; `{}` if there is none.
 
-    A line that a crash tore is passed over, and the log says so.
+    Of several the last counts, but a failure never hides a run that came to its end. A line that a crash tore is
+    passed over, and the log says so.
     """
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             try:
                 entry = json.loads(line)
-                found[entry["run"]] = entry
+                before = found.get(entry["run"])
+                if before is None or entry["status"] != "failed" or before["status"] == "failed":
+                    found[entry["run"]] = entry
             except (ValueError, KeyError, TypeError):
                 logger.warning("Line %d of %s holds no record of a run and is passed over.", number, path)
     return found
@@ -81,6 +87,8 @@ def append(path: Path, entry: Mapping[str, Any]) -> None:
 def failure(study: str, config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
     """The record of a run that did not come to its end."""
     said = " ".join(str(error).split())[:500]
+    # A sentence may name the folders that were given, or found below them.
+    said = re.sub(r"(?<!\w)(?:~|\.{0,2})(?:/[^\s/,;:'\")]+)+/?", lambda found: Path(found.group()).name, said)
     return {
         "run": identity(config),
         "study": study,
@@ -88,6 +96,7 @@ def failure(study: str, config: Mapping[str, Any], error: BaseException) -> dict
         "error": f"{type(error).__name__}: {said}" if said else type(error).__name__,
         "config": _shown(config),
         "seed": config["seed"],
+        "ended": _now(),
     }
 
 
@@ -96,7 +105,8 @@ def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
 
     Returns:
         `run` (its identity), `study`, `status` (completed, diverged), `config`, `seed`, `commit`, `versions`,
-        `hardware`, `model`, `task`, `epochs` (for each its training loss, the evaluation, and the seconds since the
+        `hardware`, `ended` (UTC),
+        `model`, `task`, `epochs` (for each its training loss, the evaluation, and the seconds since the
         run began), `final` (on all held-out rows after the last epoch), `mean_log_loss`, `forwards`, `backwards`,
         `steps`, `trials`, `failed_searches`, `merges`, `components` (label, final step size, parameters), `seconds`
         (training, evaluation, logging), `peak_memory`, `searches` (see `searches`), and for each step `losses`,
@@ -113,7 +123,8 @@ def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         "commit": summary["commit"],
         "versions": summary["versions"],
         "hardware": summary["hardware"],
-        "model": summary["model"],
+        "ended": _now(),
+        "model": {**summary["model"], "name": _place(summary["model"]["name"])},
         "task": {key: summary["task"][key] for key in ("name", "metrics", "train_rows", "eval_rows")},
         "epochs": [
             {key: epoch[key] for key in ("epoch", "step", "train_loss", "evaluation", "seconds")}
@@ -121,6 +132,7 @@ def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         ],
         "final": result.get("final"),
         "majority": result["majority"],
+        "final_majority": result.get("final_majority"),
         "mean_log_loss": summary["mean_log_loss"],
         "forwards": summary["forwards"],
         "backwards": summary["backwards"],
@@ -149,30 +161,36 @@ def searches(run: Run) -> dict[str, Any] | None:
     Returns:
         `count`; `log10` of c·η·S/(u·|f|) at the η that each search kept, as the least, the 1 %, 10 % and 50 %
         quantiles; `below`, how many searches kept an η for which it is negative; `ties`, the trials with
-        f(w(η)) = f_k to the bit; and the failed searches by cause: `rounding`, where already the first trial promised
-        less than ten units of rounding, and `line`, where it promised more and yet no η down the whole search passed:
-        then the loss from which the decrease is counted is not that of the line.
+        f(w(η)) = f_k to the bit; and the failed searches by cause: `order`, where the loss with the components before
+        it already moved, measured, was above f_k by more than rounding shows (`paper-plasls:baseline=moved` alone);
+        `rounding`, where the search went down to tests that promise less than ten units of rounding; `range`, where
+        it ended before; `nonfinite` and `nondeterministic`.
     """
     config = run.summary["config"]
-    settings = run.summary["optimizer"]["settings"]
-    c, shrink = settings.get("c", _C), settings.get("shrink", 0.9)
+    method = run.summary["optimizer"]
+    settings = method["settings"]
+    c, paper = settings.get("c", _C), method["name"].startswith("paper-")
     roundoff = _UNIT_ROUNDOFF[config["precision"]]
     ratios: list[float] = []
-    causes = {"rounding": 0, "line": 0, "nonfinite": 0, "nondeterministic": 0}
+    causes = dict.fromkeys(("order", "rounding", "range", "nonfinite", "nondeterministic"), 0)
     for step in run.steps:
-        for block in _blocks(step):
-            status = block[0]["status"]
-            loss = step["loss"]
+        for block in _blocks(step, settings):
+            status, loss = block[0]["status"], step["loss"]
             if status in ("nonfinite", "nondeterministic"):
                 causes[status] += 1
             elif loss:
-                kept = sum(part["step_size"] * part["slope"] for part in block)
-                promised = c * kept / (roundoff * abs(loss))
+                unit = roundoff * abs(loss)
+                promised = c * sum(part["step_size"] * part["slope"] for part in block) / unit
                 if status == "exhausted":
-                    # The paper's search keeps what is left after its last contraction, the recommended one what it had.
-                    paper = run.summary["optimizer"]["name"].startswith("paper-")
-                    first = promised / shrink ** block[0]["trials"] if paper else promised
-                    causes["rounding" if first < _MARGIN else "line"] += 1
+                    gap = step.get("moved_loss")
+                    # The paper's search keeps what is left after its last contraction, the recommended one what it
+                    # had, after m contractions by shrink, shrink², … and one evaluation more at 0.
+                    m = 0 if paper else block[0]["trials"] - 1
+                    last = promised * 0.9 ** (m * (m + 1) / 2)
+                    if gap is not None and gap - loss > unit:
+                        causes["order"] += 1
+                    else:
+                        causes["rounding" if last < _MARGIN else "range"] += 1
                 if promised > 0:
                     ratios.append(math.log10(promised))
     if not ratios and not any(causes.values()):
@@ -187,16 +205,13 @@ def searches(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _blocks(step: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+def _blocks(step: Mapping[str, Any], settings: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
     """The components of a step that were searched, by the search that they took part in."""
     searched = [
         part for part in step["components"] if part["trials"] or part["status"] in ("nonfinite", "nondeterministic")
     ]
-    if not searched:
-        return []
-    alike = {(part["trials"], part["trial_loss"]) for part in searched}
-    # Components that were searched jointly share their trials and the loss of the last one.
-    return [searched] if len(alike) == 1 else [[part] for part in searched]
+    each = settings.get("schedule") == "each" and step["step"] > settings.get("joint_steps", _JOINT_STEPS)
+    return [[part] for part in searched] if each else [searched] if searched else []
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
@@ -217,8 +232,16 @@ def _short(value: float | None) -> float | None:
 
 def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without the folders of the machine it ran on."""
-    shown = {key: value for key, value in config.items() if key not in ("data_dir", "save_models", "checkpoint_every")}
-    for key in ("train", "evaluation", "model"):
-        if shown.get(key) is not None and os.sep in str(shown[key]) and Path(str(shown[key])).exists():
-            shown[key] = Path(str(shown[key])).name
-    return {key: value for key, value in shown.items() if value is not None}
+    hidden = ("data_dir", "save_models", "checkpoint_every")
+    return {key: _place(value) for key, value in config.items() if key not in hidden and value is not None}
+
+
+def _place(value: Any) -> Any:
+    """A path to a folder or file as its last name: `/home/me/bert` and `../bert`, and not a hub's `owner/name`."""
+    if isinstance(value, str) and (value.startswith(("/", ".", "~")) or value.count("/") > 1):
+        return Path(value).name
+    return value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -249,7 +249,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns are aligned in the source too: words to the left, numbers to the right."""
     table = [[cell.replace("|", "\\|") for cell in line] for line in (headings, *rows)]
-    texts = [heading in ("task", "optimizer", "lost to", "the best Adam's last accuracy") for heading in headings]
+    texts = [heading in ("task", "optimizer", "lost to", "to reach the end of") for heading in headings]
     widths = [max(3, *(len(line[place]) for line in table)) for place in range(len(headings))]
     rule = [("-" * width) if text else "-" * (width - 1) + ":" for text, width in zip(texts, widths, strict=True)]
     lines = [

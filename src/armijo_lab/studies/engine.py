@@ -54,6 +54,14 @@ def options(study: str, overrides: Sequence[str]) -> Options:
     from hydra import compose, initialize
     from omegaconf import OmegaConf
 
+    keys = [field.name for field in dataclasses.fields(Options) if field.name != "study"]
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not key.startswith(("hydra.", "hydra/")) and key not in keys:
+            raise BadInputError(
+                f"The option {override!r} cannot be read; write key=value with one of {', '.join(keys)}, or an "
+                "option of Hydra."
+            )
     _register()
     with _understood(), initialize(version_base="1.3", config_path=None):
         config = compose(_CONFIG, overrides=[f"study={study}", *_quoted(overrides)])
@@ -122,7 +130,8 @@ def _quoted(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if equals and key in texts and value != "null" and value[:1] not in ("'", '"'):
-            escaped = value.replace("'", "\\'")
+            # A backslash escapes a quote, and at the end of the text it would escape ours.
+            escaped = value.replace("'", "\\'") + ("\\" if value.endswith("\\") else "")
             override = f"{key}='{escaped}'"
         quoted.append(override)
     return quoted
@@ -143,8 +152,7 @@ def _understood() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        said = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
-        keys = ", ".join(field.name for field in dataclasses.fields(Options) if field.name != "study")
-        raise BadInputError(
-            f"The options cannot be read ({said}); write key=value with one of {keys}, or an option of Hydra."
-        ) from error
+        cause = error.__cause__ or error
+        key = getattr(cause, "full_key", None)
+        said = (f"{key}: " if key else "") + str(cause).strip().splitlines()[0].rstrip(".")
+        raise BadInputError(f"The options cannot be read: {said}.") from error

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+import torch
+
+from armijo_lab import methods
 from armijo_lab.errors import BadInputError
 from armijo_lab.tasks import glue
 from armijo_lab.training import TrainingConfig
@@ -301,6 +304,8 @@ def read(study: str, arguments: Sequence[str]) -> Options:
             keys = ", ".join(key for key in hints if key != "study")
             raise BadInputError(f"The option {argument!r} cannot be read; write key=value with one of {keys}.")
         try:
+            if value == "null" and hints[key] is str:
+                raise BadInputError(f"The option {key} cannot be left empty.")
             values[key] = None if value == "null" else int(value) if hints[key] == int | None else value
         except ValueError:
             raise BadInputError(f"The option {key} is {value!r}; it must be a whole number.") from None
@@ -317,8 +322,14 @@ def runs(options: Options) -> list[TrainingConfig]:
         raise BadInputError(f"There is no study {options.study!r}; choose one of {', '.join(STUDIES)}.")
     if options.protocol not in (None, "paper", "clean"):
         raise BadInputError(f"There is no protocol {options.protocol!r}; choose paper or clean.")
-    if options.seeds is not None and options.seeds < 1:
-        raise BadInputError(f"seeds is {options.seeds}; it counts the runs of each cell and must be at least 1.")
+    for key, what in (("seeds", "the runs of each cell"), ("threads", "the threads of a run")):
+        value = getattr(options, key)
+        if value is not None and value < 1:
+            raise BadInputError(f"{key} is {value}; it counts {what} and must be at least 1.")
+    try:
+        torch.device("cpu" if options.device == "auto" else options.device)
+    except RuntimeError:
+        raise BadInputError(f"There is no device {options.device!r}; choose auto, cpu, cuda, cuda:0, mps.") from None
     study = STUDIES[options.study]
     base = {**study.base, "save_models": False}
     said = {key: getattr(options, key) for key in ("epochs", "batch_size", "max_length", "precision", "model")}
@@ -327,7 +338,14 @@ def runs(options: Options) -> list[TrainingConfig]:
     if options.protocol is not None:
         base["paper_protocol"] = options.protocol == "paper"
     base |= {"data_dir": options.data_dir, "device": options.device, "checkpoint_every": options.checkpoint_every}
-    tasks = study.tasks if options.tasks is None else tuple(options.tasks.split(","))
+    said |= {"paper_protocol": options.protocol, "task": options.tasks}
+    for key, value in said.items():
+        if value is not None and all(key in cell for cell in study.cells()):
+            raise BadInputError(f"The study {study.name} sets {_SAID.get(key, key)} itself; leave it out.")
+    tasks = study.tasks if options.tasks is None else tuple(task.strip() for task in options.tasks.split(","))
+    for task in tasks:
+        if task not in glue.TASKS:
+            raise BadInputError(f"There is no task {task!r}; tasks takes names of {', '.join(glue.TASKS)}.")
     planned: list[TrainingConfig] = []
     seeds = options.seeds if options.seeds is not None else study.seeds
     wanted = _pattern(options.select)
@@ -339,8 +357,11 @@ def runs(options: Options) -> list[TrainingConfig]:
             values["data_dir"] = None
         for key in ("limit", "evaluation_limit"):
             values[key] = values[key] or None
+        if not methods.parse(cell["optimizer"]).resumable:
+            values["checkpoint_every"] = None
         config = TrainingConfig(**values)
-        config.check()
+        # Whether its device is there is for the machine to say that does the run.
+        dataclasses.replace(config, device="auto").check()
         if config not in planned:
             planned.append(config)
     if not planned:
@@ -367,13 +388,42 @@ def _pattern(text: str | None) -> re.Pattern[str]:
 
 
 def as_dict(config: TrainingConfig) -> dict[str, Any]:
-    """What a configuration says, as JSON values: its task, optimizer and seed, and whatever is not the default.
+    """What a configuration says, as JSON values: its task, optimizer and seed, and whatever is not as in `_LEFT_OUT`.
 
-    So a run keeps its identity when training learns a new option.
+    So a run keeps its identity when training learns a new option, or gets another default.
     """
     said = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name in ("task", "optimizer", "seed") or getattr(config, field.name) != field.default
+        if getattr(config, field.name) != _LEFT_OUT[field.name]
     }
-    return {**said, "max_length": config.tokens}
+    named = {key: getattr(config, key) for key in ("task", "optimizer", "seed")}
+    return {**said, **named, "max_length": config.tokens}
+
+
+_LEFT_OUT: dict[str, Any] = {
+    # Never to be changed: the records in results/ are found by what is left out here. A new field gets the value with
+    # which training did before what it does without.
+    "optimizer": None,
+    "model": None,
+    "task": None,
+    "data_dir": None,
+    "train": None,
+    "evaluation": None,
+    "text": None,
+    "text_pair": None,
+    "label": None,
+    "limit": None,
+    "evaluation_limit": None,
+    "evaluate_all": False,
+    "epochs": 5,
+    "batch_size": 32,
+    "max_length": None,
+    "seed": None,
+    "precision": "fp32",
+    "device": "auto",
+    "paper_protocol": False,
+    "checkpoint_every": None,
+    "save_models": True,
+}
+_SAID = {"paper_protocol": "protocol", "task": "tasks"}

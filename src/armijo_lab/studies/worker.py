@@ -19,7 +19,7 @@ import torch
 
 from armijo_lab import models, training
 from armijo_lab.results import store
-from armijo_lab.results.records import read_run
+from armijo_lab.results.records import read_run, read_summary
 from armijo_lab.studies.plan import as_dict
 from armijo_lab.training import Observe, TrainingConfig
 
@@ -97,26 +97,41 @@ def do(
         InterruptedRunError: Ctrl-C; the checkpoint is written.
         KeyboardInterrupt: Ctrl-C in a run that cannot be continued.
     """
+    from filelock import FileLock
+
     values = as_dict(config)
-    folder = work / store.identity(values)
-    try:
-        if training.has_checkpoint(folder):
-            training.resume(folder, observe=observe)
-        else:
-            if folder.exists():
-                shutil.rmtree(folder)  # what a killed run left, without a checkpoint
-            task, model, tokenizer = (shared or _SHARED).load(config)
-            training.train(config, task, model, tokenizer, folder, observe=observe)
-            del model
-        entry = store.record(study, values, read_run(folder))
-    except training.InterruptedRunError:
-        raise
-    except Exception as error:  # whatever a run raises, the rest of the grid goes on
-        logger.warning("The run %s failed: %s", folder.name, error)
-        entry = store.failure(study, values, error)
-    store.append(results / f"{study}.jsonl", entry)
-    shutil.rmtree(folder, ignore_errors=True)
+    identity = store.identity(values)
+    folder = work / identity
+    work.mkdir(parents=True, exist_ok=True)
+    # Studies share runs: another command may be at this very one.
+    with FileLock(work / f".{identity}.lock"):
+        known = store.read(results)
+        if is_done(config, known):
+            return known[identity]
+        try:
+            _finish(config, folder, observe, shared or _SHARED)
+            entry = store.record(study, values, read_run(folder))
+        except training.InterruptedRunError:
+            raise
+        except Exception as error:  # whatever a run raises, the rest of the grid goes on
+            logger.warning("The run %s failed: %s", identity, error)
+            entry = store.failure(study, values, error)
+        store.append(results / f"{study}.jsonl", entry)
+        shutil.rmtree(folder, ignore_errors=True)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return entry
+
+
+def _finish(config: TrainingConfig, folder: Path, observe: Observe, shared: Shared) -> None:
+    """Bring a run to its end, from wherever an earlier command left it."""
+    if training.has_checkpoint(folder):
+        training.resume(folder, observe=observe)
+        return
+    if folder.exists():
+        if read_summary(folder).get("status") in ("completed", "diverged"):
+            return  # stopped between its end and its record
+        shutil.rmtree(folder)  # what a killed run left, without a checkpoint
+    task, model, tokenizer = shared.load(config)
+    training.train(config, task, model, tokenizer, folder, observe=observe)
