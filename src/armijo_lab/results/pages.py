@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -462,7 +463,7 @@ def _searches(cells: Sequence[Cell]) -> str:
             if found is None:
                 continue
             quantiles = [_number(value, ".1f") for value in found["log10"] or [None] * 4]
-            failed = found["failed"]
+            failed = Counter(found["failed"])
             rows.append(
                 [
                     cell.name,

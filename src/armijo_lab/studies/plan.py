@@ -152,11 +152,9 @@ def _rivals() -> list[dict[str, Any]]:
 
 
 def _sensitivity() -> list[dict[str, Any]]:
-    names = [
-        f"{name}:initial_step_size={value}"
-        for name in ("adamsls", "plasls")
-        for value in ("1e-5", "1e-3", "1e-1", "1", "10")
-    ]
+    # The defaults are a first guess of 0.1, c = 0.1, and in the paper's search a growth of 2^(1/500) and a shrink of 0.9.
+    names = ["adamsls", "plasls", "paper-adamsls"]
+    names += [f"{name}:initial_step_size={value}" for name in names[:2] for value in ("1e-5", "1e-3", "1", "10")]
     names += [f"{name}:c={value}" for name in ("adamsls", "plasls") for value in ("0.01", "0.3", "0.5", "0.9")]
     names += [f"paper-adamsls:growth={value}" for value in ("1", "1.01", "1.1", "2")]
     names += [f"paper-adamsls:shrink={value}" for value in ("0.5", "0.7")]
