@@ -152,7 +152,7 @@ def _rivals() -> list[dict[str, Any]]:
 
 
 def _sensitivity() -> list[dict[str, Any]]:
-    # The defaults are a first guess of 0.1, c = 0.1, and in the paper's search a growth of 2^(1/500) and a shrink of 0.9.
+    # By default the first guess is 0.1, c is 0.1, and in the paper's search growth is 2^(1/500) and shrink 0.9.
     names = ["adamsls", "plasls", "paper-adamsls"]
     names += [f"{name}:initial_step_size={value}" for name in names[:2] for value in ("1e-5", "1e-3", "1", "10")]
     names += [f"{name}:c={value}" for name in ("adamsls", "plasls") for value in ("0.01", "0.3", "0.5", "0.9")]
