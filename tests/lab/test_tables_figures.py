@@ -199,7 +199,7 @@ def test_a_run_that_diverged_or_was_interrupted_early_is_drawn(tmp_path: Path) -
 
 def test_the_panels_show_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     folder = write_run(tmp_path / "run")
     figures.draw_run(folder)
     axes = {axis.get_title(): axis for axis in drawn[0].axes}
