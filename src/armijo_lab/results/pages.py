@@ -489,10 +489,10 @@ def _searches(cells: Sequence[Cell]) -> str:
         + aligned(headings, rows)
         + "\n*least* to *median*: quantiles over the searches of log10(c·η·S/(u·|f|)) at the step size that was "
         "kept. A test can be decided only where c·η·S ≳ u·|f|, that is above 0 (u is the unit roundoff of the "
-        "2^-53, 2^-8). *ties*: trials with f(w(η)) = f_k to the last bit. A search failed by *order* if the loss "
-        "with the components before it already moved was measured, and lay above f_k by more than rounding shows; "
-        "by *rounding* if it went down to tests that promise less than ten units of it; by *range* if it ended "
-        "before that."
+        "logits: 2^-24, 2^-53, 2^-8). *ties*: trials with f(w(η)) = f_k to the last bit. A search failed by "
+        "*order* if the loss with the components before it already moved was measured, and lay above f_k by more "
+        "than rounding shows; by *rounding* if it went down to tests that promise less than ten units of it; by "
+        "*range* if it ended before that."
     )
 
 
