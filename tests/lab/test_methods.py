@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import armijo
-from armijo_lab import methods, models
+from armijo_lab import methods, models, stepping
 from armijo_lab.errors import BadInputError
 from lab import tiny
 
@@ -59,6 +59,15 @@ def test_what_averages_is_judged_by_its_average(name, model):
     during = [p.detach().clone() for p in trained.parameters()]
     with stepper.evaluating():
         assert any(not torch.equal(p, q) for p, q in zip(trained.parameters(), during, strict=True))
+
+
+def test_a_tie_is_a_trial_with_the_loss_of_the_start():
+    criterion = stepping._CountedTies(armijo.Armijo(0.1))
+    line = armijo.Line(loss=1.0, slope=1.0)
+    for loss, ties in ((1.0, 1), (0.5, 1), (1.0 + 1e-15, 1), (1.0, 2)):
+        trial = armijo.Trial(0.1, loss)
+        assert criterion.violation(line, trial) == armijo.Armijo(0.1).violation(line, trial)
+        assert criterion.ties == ties
 
 
 def test_salsa_repeats_itself_under_dropout(model):

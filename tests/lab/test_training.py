@@ -283,8 +283,7 @@ def test_float64_is_float64_everywhere(start, tmp_path, monkeypatch):
     assert start(config, tmp_path / "regression", task=tiny.task(regression=True))["status"] == "completed"
 
 
-def test_ties_are_counted(start, tmp_path):
-    # A head that no gradient reaches, and a loss that is the same at every trial.
+def test_trials_and_ties_add_up(start, tmp_path):
     summary = start(replace(BASE, optimizer="adamsls", save_models=False), tmp_path / "run")
     steps = read_run(tmp_path / "run").steps
     assert summary["ties"] == sum(step["ties"] for step in steps)

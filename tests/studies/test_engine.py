@@ -73,7 +73,7 @@ def test_submitit_takes_the_same_command(small, tmp_path):
 
 
 def test_a_run_that_fails_does_not_end_the_grid(small, tmp_path):
-    # A group of layers for each layer is what a splitting by projection does not have.
+    # A folder with SST-2 and without MRPC.
     rest = [option for option in small if not option.startswith("data_dir=")]
     broken = tmp_path / "glue"
     (broken / "SST-2").mkdir(parents=True)

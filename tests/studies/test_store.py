@@ -71,6 +71,13 @@ def run(*steps, name="paper-plasls", precision="fp32", **settings):
     return Run(Path(), summary, records, [])
 
 
+def searched(made):
+    """What is known of the searches of a run that has some."""
+    found = store.searches(made)
+    assert found is not None
+    return found
+
+
 def test_how_decidable_a_test_was_is_counted_in_units_of_rounding():
     # c·η·S = 0.1 · 1e-3 · 10 = 1e-3 against 2^-24 · 0.5.
     found = store.searches(run((0.5, [component()])))
@@ -94,9 +101,9 @@ def test_components_that_were_searched_together_are_one_search():
     assert found["log10"][0] == pytest.approx(math.log10(0.1 * 1e-3 * 40 / (2**-24 * 0.5)), rel=1e-3)
     # With every component searched at every step each is a search, once the joint steps are over.
     each = run((0.5, joint), (0.5, joint), schedule="each", joint_steps=1)
-    assert store.searches(each)["count"] == 3  # type: ignore[index]
+    assert searched(each)["count"] == 3
     waiting = [component("a"), component("b", status="unsearched", trials=0, trial_loss=None)]
-    assert store.searches(run((0.5, waiting)))["count"] == 1  # type: ignore[index]
+    assert searched(run((0.5, waiting)))["count"] == 1
 
 
 def failed(first, *, name="paper-plasls", trials=100, gap=None, loss=0.5, slope=10.0, **keywords):
@@ -110,7 +117,7 @@ def failed(first, *, name="paper-plasls", trials=100, gap=None, loss=0.5, slope=
     )
     if gap is not None:
         made.steps[0]["moved_loss"] = loss + gap
-    causes = store.searches(made)["failed"]  # type: ignore[index]
+    causes = searched(made)["failed"]
     return [cause for cause, number in causes.items() for _ in range(number)]
 
 
@@ -148,7 +155,7 @@ def test_rounding_alone_can_exhaust_an_isolated_search_whose_first_trials_were_d
 
 def test_searches_that_could_not_be_done():
     odd = [component(status="nonfinite", trials=0, trial_loss=None)]
-    assert store.searches(run((None, odd)))["failed"]["nonfinite"] == 1  # type: ignore[index]
+    assert searched(run((None, odd)))["failed"]["nonfinite"] == 1
     assert store.searches(run((0.5, []))) is None
 
 

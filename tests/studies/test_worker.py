@@ -94,13 +94,8 @@ def test_a_run_that_fails_is_recorded_and_done_again(options, tmp_path, monkeypa
 
 
 def test_commands_that_share_a_run_do_it_once(small, tmp_path):
-    shared = ["seeds=1", "tasks=sst2", "select=adamsls", "epochs=20"]
-    commands = [
-        [sys.executable, "-m", "armijo_lab.studies", study, *small, *shared] for study in ("granularity", "merging")
-    ]
-    commands[1][-2] = "select=plasls"
-    commands[1].append("select=plasls")
-    commands[0][-2] = "select=plasls"
+    shared = [*small, "seeds=1", "tasks=sst2", "select=plasls", "epochs=20"]
+    commands = [[sys.executable, "-m", "armijo_lab.studies", study, *shared] for study in ("granularity", "merging")]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     said = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
@@ -120,9 +115,8 @@ def test_a_run_that_was_whole_before_its_record_is_not_done_again(options, tmp_p
     assert do(options, config, tmp_path / "results")["status"] == "completed"
 
 
-def test_an_interrupted_run_is_continued(options, tmp_path, monkeypatch):
-    config = plan.runs(options)[0]
-    whole = do(options, config, tmp_path / "whole")
+def interrupted_at_the_fourth(monkeypatch):
+    """Ctrl-C in the fourth step from now; the steps that were begun."""
     real, steps = training._Training.step, []
 
     def step(self, places):
@@ -132,6 +126,13 @@ def test_an_interrupted_run_is_continued(options, tmp_path, monkeypatch):
         return real(self, places)
 
     monkeypatch.setattr(training._Training, "step", step)
+    return steps
+
+
+def test_an_interrupted_run_is_continued(options, tmp_path, monkeypatch):
+    config = plan.runs(options)[0]
+    whole = do(options, config, tmp_path / "whole")
+    steps = interrupted_at_the_fourth(monkeypatch)
     with pytest.raises(training.InterruptedRunError):
         do(options, config, tmp_path / "parts")
     assert store.read(tmp_path / "parts") == {}
@@ -143,15 +144,7 @@ def test_an_interrupted_run_is_continued(options, tmp_path, monkeypatch):
 def test_a_package_that_cannot_be_resumed_starts_again(small, tmp_path, monkeypatch):
     options = read("rivals", [*small, "seeds=1", "tasks=sst2", "select=salsa"])
     config = plan.runs(options)[0]
-    real, steps = training._Training.step, []
-
-    def step(self, places):
-        steps.append(places)
-        if len(steps) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, places)
-
-    monkeypatch.setattr(training._Training, "step", step)
+    steps = interrupted_at_the_fourth(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         do(options, config, tmp_path / "results")
     assert do(options, config, tmp_path / "results")["status"] == "completed"
