@@ -20,6 +20,7 @@ from armijo.errors import (
     ClosureContractError,
     ConfigurationError,
     MissingClosureError,
+    RankError,
     SplitError,
 )
 from armijo.evaluation.objective import Objective, Record
@@ -62,6 +63,7 @@ __all__ = [
     "Outcome",
     "PaperBacktracking",
     "RandomState",
+    "RankError",
     "Record",
     "SplitError",
     "Status",

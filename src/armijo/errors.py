@@ -11,6 +11,7 @@ __all__ = [
     "ClosureContractError",
     "ConfigurationError",
     "MissingClosureError",
+    "RankError",
     "SplitError",
 ]
 
@@ -33,3 +34,7 @@ class MissingClosureError(ArmijoError, TypeError):
 
 class ClosureContractError(ArmijoError, RuntimeError):
     """A closure did something other than return the scalar loss at the current parameters."""
+
+
+class RankError(ArmijoError, RuntimeError):
+    """Another rank of a distributed run failed in this step, or cannot be reached; nothing was changed here."""

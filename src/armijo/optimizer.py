@@ -21,6 +21,7 @@ from armijo.components.turns import Turn
 from armijo.directions.base import Direction, ParameterState, Tensors
 from armijo.errors import ClosureContractError, ConfigurationError, MissingClosureError
 from armijo.evaluation.objective import Closure, Objective
+from armijo.evaluation.reduction import ALONE, Reduction, aligned, local, shards
 from armijo.interrupts import Interrupts
 from armijo.report import ComponentReport, Observer, StepReport, Watch
 from armijo.search.backtracking import Search
@@ -43,10 +44,15 @@ class _GroupMove:
     group: dict[str, Any]
     lr: float
     weight_decay: float
+    kept: dict[torch.Tensor, ParameterState]
+    """The state of each parameter that has a gradient, to be the optimizer's."""
     parameters: Tensors
+    """Those parameters, as all tensors from here on this rank's part of them; so no direction knows of ranks."""
     grads: Tensors
     states: list[ParameterState]
     directions: Tensors
+    parts: list[int]
+    """In how many parts each parameter lies on the ranks."""
 
 
 @dataclass(slots=True)
@@ -93,6 +99,8 @@ class LineSearch(Optimizer):
         weight_decay: λ ≥ 0, decoupled: w ← (1 - lr·η·λ)·w, outside the trials like `lr`.
         maximize: climb instead of descend. A line search judges one loss, so all groups must agree.
         max_step_size: an upper bound of η, > 0. A component obeys the smallest bound among its groups.
+        process_group: the ranks over which the loss is a mean. By default it is that of the wrapped model
+            (DistributedDataParallel, fully_shard), if it is one. Copies of the optimizer go back to the default.
 
     Raises:
         ConfigurationError: if an argument or a group cannot be used; no group is added then.
@@ -128,8 +136,10 @@ class LineSearch(Optimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         max_step_size: float = math.inf,
+        process_group: Any = None,
     ) -> None:
         check_params(params, type(self).__name__)
+        self.process_group = process_group
         self.direction = direction
         self.criterion = criterion
         self.search = search
@@ -216,13 +226,15 @@ class LineSearch(Optimizer):
                 moments["step"] = torch.tensor(float(moments["step"]), dtype=torch.float32)
         # torch's load_state_dict comes by here too; who observes this very optimizer goes on observing.
         if "_observers" not in self.__dict__:
+            self.process_group = None
             self._start_watching()
 
     # --------------------------------------------------------------------------------------------------- observing
 
     def _start_watching(self) -> None:
         self.report: StepReport | None = None
-        self._looked_at_precision = False
+        self._looked_at_first_step = False
+        self._reduction = ALONE
         self._observers: OrderedDict[int, Observer] = OrderedDict()  # a plain dict takes no weak reference
         self.register_observer(Watch(maximize=self.param_groups[0]["maximize"]))
 
@@ -295,12 +307,17 @@ class LineSearch(Optimizer):
                     "optimizer.step(objective)."
                 )
         else:
-            objective = Objective()
+            objective = Objective(process_group=self.process_group)
+            if self.process_group is None:
+                # Should the closure fail before it comes to the model, the others must hear of it all the same.
+                objective.reduction = self._reduction
             undo = objective.rewind
             loss = self._backward(objective, closure, interrupts)
-        if not self._looked_at_precision:
-            self._looked_at_precision = True
+        self._reduction = objective.reduction
+        if not self._looked_at_first_step:
+            self._looked_at_first_step = True
             _warn_of_half_precision(self.param_groups, loss)
+            _warn_of_other_ranks(objective.reduction)
         with torch.no_grad():
             try:
                 moves = self._search(objective, interrupts)
@@ -334,7 +351,8 @@ class LineSearch(Optimizer):
         start = [p.detach().clone() for p in parameters] if self.param_groups[0]["steps"] == 0 else None
         self.zero_grad(set_to_none=True)
         versions = self._versions()
-        try:
+
+        def forward() -> torch.Tensor:
             loss = objective.baseline(interrupts.let_through(closure))
             if any(p.grad is not None for p in parameters):
                 raise ClosureContractError(
@@ -342,6 +360,10 @@ class LineSearch(Optimizer):
                     "closure return the loss only: optimizer.step(lambda: criterion(model(inputs), labels))."
                 )
             self._check_unchanged(versions)
+            return loss
+
+        try:
+            loss = objective.agreed(forward)
             with torch.enable_grad():
                 interrupts.let_through(loss.backward)()
         except BaseException:
@@ -355,11 +377,16 @@ class LineSearch(Optimizer):
 
     def _search(self, objective: Objective, interrupts: Interrupts) -> list[_ComponentMove]:
         """The search phase: everything is computed, nothing of the optimizer's is written."""
-        for group in self.param_groups:
-            check_values(group, self.direction)
-        groups = [self._prepare(group) for group in self.param_groups]
+        groups: list[_GroupMove] = []
+
+        def prepare() -> list[float]:
+            for group in self.param_groups:
+                check_values(group, self.direction)
+            groups.extend(self._prepare(group) for group in self.param_groups)
+            return _slopes(groups)
+
+        slopes = objective.together(prepare, len(self.param_groups))
         components = self.partition.components([group["component"] for group in self.param_groups])
-        slopes = _slopes(groups)
         value, resolution = objective.value(), objective.resolution()
         sign = -1.0 if self.param_groups[0]["maximize"] else 1.0
         moves: list[_ComponentMove] = []
@@ -414,10 +441,15 @@ class LineSearch(Optimizer):
             def evaluate(step_size: float) -> float:
                 if step_size > reach:
                     return math.inf
-                snapshot.move(dict(enumerate(own(step_size))))
-                versions = self._versions()
-                loss = objective.trial(interrupts.let_through)
-                self._check_unchanged(versions)
+
+                def move_and_look() -> list[float]:
+                    snapshot.move(dict(enumerate(own(step_size))))
+                    versions = self._versions()
+                    loss = objective.own_trial(interrupts.let_through)
+                    self._check_unchanged(versions)
+                    return [loss]
+
+                (loss,) = objective.together(move_and_look)
                 return sign * loss if math.isfinite(loss) else math.inf
 
             outcome = self.search.search(line, first, evaluate, self.criterion)
@@ -427,20 +459,22 @@ class LineSearch(Optimizer):
             move.applied, move.step_size = (step_size, step_size) if found else (0.0, move.before)
 
     def _prepare(self, group: dict[str, Any]) -> _GroupMove:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        grads = [self._gradient(p) for p in parameters]
+        having = [p for p in group["params"] if p.grad is not None]
+        grads = [local(self._gradient(p)) for p in having]
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads)) if grads else grads
-        states = [self.state[p] if p in self.state else self._new_state(p) for p in parameters]
-        directions = self.direction.searched(grads, states, group) if parameters else []
+        kept = {p: self.state[p] if p in self.state else self._new_state(p) for p in having}
+        states = [{key: local(tensor) for key, tensor in state.items()} for state in kept.values()]
+        directions = self.direction.searched(grads, states, group) if having else []
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
-        return _GroupMove(group, lr, weight_decay, parameters, grads, states, directions)
+        parameters, parts = [local(p) for p in having], [shards(p) for p in having]
+        return _GroupMove(group, lr, weight_decay, kept, parameters, grads, states, directions, parts)
 
     def _gradient(self, parameter: torch.Tensor) -> torch.Tensor:
         grad = parameter.grad
         assert grad is not None
         if not grad.is_sparse:
-            return grad.detach()
+            return aligned(grad.detach(), parameter)
         if self.direction.moments(parameter):
             raise ConfigurationError(
                 f"{type(self).__name__} keeps moments and cannot use sparse gradients. Build the embedding with "
@@ -472,8 +506,7 @@ class LineSearch(Optimizer):
                 found.group["step_size"] = move.step_size
                 if not found.parameters:
                     continue
-                for parameter, state in zip(found.parameters, found.states, strict=True):
-                    self.state[parameter] = state
+                self.state.update(found.kept)
                 torch._foreach_add_([state["step"] for state in found.states], 1)
                 applied = self.direction.commit(found.grads, found.states, found.directions, found.group)
                 distance = found.lr * move.applied
@@ -568,8 +601,9 @@ def _slopes(groups: list[_GroupMove]) -> list[float]:
     """⟨g, d⟩ of each group, fetched with one wait for each device."""
     places: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
     for index, group in enumerate(groups):
-        for grad, direction in zip(group.grads, group.directions, strict=True):
-            product = _dot(grad, direction)
+        for grad, direction, parts in zip(group.grads, group.directions, group.parts, strict=True):
+            # Where each rank has its part of the sum: what the ranks have is averaged.
+            product = _dot(grad, direction) * parts if parts > 1 else _dot(grad, direction)
             places.setdefault(product.device, []).append((index, product))
     terms: list[list[float]] = [[] for _ in groups]
     for products in places.values():
@@ -607,6 +641,21 @@ def _warn_of_half_precision(groups: Sequence[dict[str, Any]], loss: torch.Tensor
             _name(loss.dtype),
             value,
             torch.finfo(loss.dtype).eps * 2.0 ** (math.frexp(value)[1] - 1),
+        )
+
+
+def _warn_of_other_ranks(reduction: Reduction) -> None:
+    from torch import distributed
+
+    if reduction.groups or not (distributed.is_available() and distributed.is_initialized()):
+        return
+    ranks = distributed.get_world_size()
+    if ranks > 1:
+        logger.warning(
+            "torch.distributed runs on %d ranks, and the model is wrapped neither in DistributedDataParallel nor by "
+            "fully_shard: this rank searches on its own loss. If the ranks train one model, pass "
+            "process_group=torch.distributed.group.WORLD to the optimizer, or they will drift apart.",
+            ranks,
         )
 
 

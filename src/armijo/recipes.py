@@ -42,6 +42,7 @@ class SGDSLS(LineSearch):
         weight_decay: decoupled, ≥ 0: w ← (1 - lr·η·λ)·w.
         maximize: climb instead of descend.
         max_step_size: an upper bound of η, > 0.
+        process_group: the ranks over which the loss is a mean; by default those of the wrapped model, if it is one.
         c: the share of the promised decrease that a trial must reach, 0 < c < 1.
         initial_step_size: the first η to try, > 0.
 
@@ -67,6 +68,7 @@ class SGDSLS(LineSearch):
         *,
         maximize: bool = False,
         max_step_size: float = math.inf,
+        process_group: Any = None,
         c: float = 0.1,
         initial_step_size: float = 0.1,
     ) -> None:
@@ -81,6 +83,7 @@ class SGDSLS(LineSearch):
             weight_decay=weight_decay,
             maximize=maximize,
             max_step_size=max_step_size,
+            process_group=process_group,
         )
 
 
@@ -99,6 +102,7 @@ class AdamSLS(LineSearch):
         weight_decay: decoupled, ≥ 0: w ← (1 - lr·η·λ)·w.
         maximize: climb instead of descend.
         max_step_size: an upper bound of η, > 0.
+        process_group: the ranks over which the loss is a mean; by default those of the wrapped model, if it is one.
         c: the share of the promised decrease that a trial must reach, 0 < c < 1.
         initial_step_size: the first η to try, > 0.
 
@@ -128,6 +132,7 @@ class AdamSLS(LineSearch):
         *,
         maximize: bool = False,
         max_step_size: float = math.inf,
+        process_group: Any = None,
         c: float = 0.1,
         initial_step_size: float = 0.1,
     ) -> None:
@@ -142,6 +147,7 @@ class AdamSLS(LineSearch):
             weight_decay=weight_decay,
             maximize=maximize,
             max_step_size=max_step_size,
+            process_group=process_group,
         )
 
 
@@ -160,6 +166,7 @@ class PLASLS(LineSearch):
         weight_decay: decoupled, ≥ 0: w ← (1 - lr·η·λ)·w.
         maximize: climb instead of descend.
         max_step_size: an upper bound of every η, > 0.
+        process_group: the ranks over which the loss is a mean; by default those of the wrapped model, if it is one.
         c: the share of the promised decrease that a trial must reach, 0 < c < 1.
         initial_step_size: the first η to try, > 0.
         turn: which components are searched at a step: `Cycle()` (one, in order), `EachInTurn()` (every one, alone)
@@ -192,6 +199,7 @@ class PLASLS(LineSearch):
         *,
         maximize: bool = False,
         max_step_size: float = math.inf,
+        process_group: Any = None,
         c: float = 0.1,
         initial_step_size: float = 0.1,
         turn: Turn = Cycle(),  # noqa: B008 (frozen)
@@ -208,4 +216,5 @@ class PLASLS(LineSearch):
             weight_decay=weight_decay,
             maximize=maximize,
             max_step_size=max_step_size,
+            process_group=process_group,
         )

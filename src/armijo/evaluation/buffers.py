@@ -45,6 +45,11 @@ class Buffers:
         if not (buffer.is_inference() or _is_wrapped(buffer) or id(buffer) in self._values):
             self._values[id(buffer)] = (buffer, buffer.detach().clone())
 
+    @property
+    def modules(self) -> list[Module]:
+        """The modules whose buffers were copied, and all modules inside them."""
+        return [module for module, _ in self._names.values()]
+
     @contextmanager
     def watching(self, modules: Iterable[Module] | None = None) -> Iterator[None]:
         """Copy the buffers of every module whose forward runs in this context, just before it runs.

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn import Module
 
 from armijo.errors import ClosureContractError
 from armijo.evaluation.buffers import Buffers
+from armijo.evaluation.reduction import ALONE, Reduction
 from armijo.evaluation.rng import RandomState
 
 __all__ = ["Closure", "Objective", "Record"]
@@ -42,11 +44,16 @@ class Record:
 class Objective:
     """f = Σ weight·loss over the recorded forward passes (one, in the ordinary case), at the current parameters.
 
+    Where the model is distributed (DistributedDataParallel, fully_shard), f is the mean over the ranks: each calls
+    `step`, and so every method that evaluates, equally often.
+
     One Objective serves one step. An optimizer builds one from a closure. Whoever owns the backward pass builds it
     instead and calls `optimizer.step(objective)`: with gradient accumulation, a `GradScaler`, clipping, Accelerate.
 
     Args:
         modules: the modules whose buffers a forward may change. By default they are found: those whose forward runs.
+        process_group: the ranks over which the loss is a mean. By default it is that of the wrapped model, if it is
+            one.
 
     Examples:
         >>> import armijo
@@ -61,8 +68,11 @@ class Objective:
         >>> optimizer.zero_grad()
     """
 
-    def __init__(self, modules: Iterable[Module] | None = None) -> None:
+    def __init__(self, modules: Iterable[Module] | None = None, *, process_group: Any = None) -> None:
         self._modules = None if modules is None else tuple(modules)
+        self._given = None if process_group is None else (process_group,)
+        self.reduction = ALONE if self._given is None else Reduction(self._given)
+        """Over which ranks the loss is a mean."""
         self._records: list[Record] = []
         self._after: tuple[RandomState, list[Buffers]] | None = None
         self._value: float | None = None
@@ -71,11 +81,13 @@ class Objective:
         """Forward passes so far, those of the baseline included."""
 
     @classmethod
-    def recorded(cls, records: Sequence[Record]) -> Objective:
+    def recorded(cls, records: Sequence[Record], *, process_group: Any = None) -> Objective:
         """The objective of forward passes that somebody else ran, with gradients, and recorded."""
-        objective = cls()
+        objective = cls(process_group=process_group)
         objective._records.extend(records)
         objective.evaluations = len(objective._records)
+        for record in records:
+            objective._look_for_ranks(record.buffers)
         return objective
 
     def baseline(self, closure: Closure, weight: float = 1.0) -> torch.Tensor:
@@ -99,6 +111,7 @@ class Objective:
             with buffers.watching(self._modules), torch.enable_grad(), _one_kernel():
                 loss = closure()
             _check_loss(loss, graph=True)
+            self._look_for_ranks(buffers)
         except BaseException:
             buffers.restore()
             random.restore()
@@ -121,17 +134,63 @@ class Objective:
         return sum(others, first)
 
     def value(self) -> float:
-        """The objective at the start of the step as a float, added up as `trial` adds. Fetched once."""
+        """The objective at the start of the step as a float, added up as `trial` adds. Fetched once.
+
+        Raises:
+            RankError: Another rank has failed.
+        """
         if self._value is None:
-            self._value = sum(record.weight * float(record.loss) for record in self._records)
+            (self._value,) = self.together(lambda: [self._recorded_value()])
         return self._value
+
+    def together(self, compute: Callable[[], Sequence[float]], size: int = 1) -> list[float]:
+        """The mean over the ranks of the numbers that each computes; what fails on one rank raises on all.
+
+        Args:
+            compute: computes them on this rank.
+            size: how many they are, alike on all ranks.
+
+        Raises:
+            RankError: Another rank has failed.
+        """
+        numbers: Sequence[float] = [0.0] * size
+        error: BaseException | None = None
+        try:
+            numbers = compute()
+        except BaseException as raised:
+            error = raised
+        return self.reduction.mean(numbers, error)
+
+    def agreed(self, forward: Closure) -> torch.Tensor:
+        """The result of a forward, once every rank's forward has ended well: the backward pass would wait for it.
+
+        Raises:
+            RankError: Another rank has failed.
+        """
+        losses: list[torch.Tensor] = []
+
+        def compute() -> list[float]:
+            losses.append(forward())
+            # Alone there is nothing to tell, and to fetch the loss now would be a wait before the backward pass.
+            return [self._recorded_value()] if self.reduction.groups else [math.nan]
+
+        (value,) = self.together(compute)
+        self._value = value if self.reduction.groups else None
+        return losses[0]
+
+    def _recorded_value(self) -> float:
+        return sum(record.weight * float(record.loss) for record in self._records)
+
+    def _look_for_ranks(self, buffers: Buffers) -> None:
+        found = Reduction.found(buffers.modules, self._given)
+        if found.groups:
+            self.reduction = found
 
     def resolution(self) -> float:
         """u·|f|: the least difference that the coarsest of the losses' number formats can show near the objective."""
         roundoff = max(torch.finfo(record.loss.dtype).eps / 2 for record in self._records)
         return roundoff * abs(self.value())
 
-    @torch.no_grad()
     def trial(self, through: Callable[[Closure], Closure] = lambda closure: closure) -> float:
         """The objective at the current parameters: the recorded forwards again, from the same masks and buffers.
 
@@ -139,11 +198,18 @@ class Objective:
             through: what each recorded closure is called through, for instance to let Ctrl-C reach it.
 
         Returns:
-            Σ weight·loss, or `inf` where that is not finite.
+            Σ weight·loss, the mean over the ranks, or `inf` where that is not finite.
 
         Raises:
             ClosureContractError: if a closure no longer returns a scalar tensor.
+            RankError: Another rank has failed.
         """
+        (total,) = self.together(lambda: [self.own_trial(through)])
+        return total if math.isfinite(total) else math.inf
+
+    @torch.no_grad()
+    def own_trial(self, through: Callable[[Closure], Closure] = lambda closure: closure) -> float:
+        """What this rank alone adds to `trial`; it may not be finite."""
         if self._after is None:
             self._after = (RandomState.capture(), [record.buffers.current() for record in self._records])
         total = 0.0
@@ -152,8 +218,10 @@ class Objective:
                 record.buffers.restore()
                 record.random.restore()
                 # Autocast keeps its low-precision copy of each weight until the outermost region ends; a trial inside
-                # such a region would be judged with the weights from before the move.
+                # such a region would be judged with the weights from before the move. Likewise a sharded model's
+                # gathered parameters.
                 torch.clear_autocast_cache()
+                self.reduction.reshard()
                 self.evaluations += 1
                 with _one_kernel():
                     loss = through(record.closure)()
@@ -162,7 +230,8 @@ class Objective:
         finally:
             # The copies made here know no graph; the next training forward must not find them.
             torch.clear_autocast_cache()
-        return total if math.isfinite(total) else math.inf
+            self.reduction.reshard()
+        return total
 
     def close(self) -> None:
         """The step is taken: the recorded losses belong to parameters that are no more."""

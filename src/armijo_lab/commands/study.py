@@ -141,13 +141,19 @@ class _Watch:
         self._known = {key: entry for key, entry in store.read(self._results).items() if key in self._todo}
         self.total, self.before = len(planned), len(planned) - len(todo)
         self._began = time.monotonic()
+        self._files: object = None
+        self._ended: set[str] = set()
 
     def look(self) -> tuple[int, int, int, float | None]:
         """Done, running, left, and seconds to the end, `None` before the first has ended."""
         from armijo_lab.results import store
 
-        records = store.read(self._results)
-        ended = {key for key in self._todo if key in records and records[key] != self._known.get(key)}
+        files = sorted((path.name, path.stat().st_size) for path in self._results.glob("*.jsonl"))
+        if files != self._files:
+            records = store.read(self._results)
+            self._ended = {key for key in self._todo if key in records and records[key] != self._known.get(key)}
+            self._files = files
+        ended = self._ended
         running = sum(key not in ended and (self._work / key).is_dir() for key in self._todo)
         left = len(self._todo) - len(ended)
         seconds = (time.monotonic() - self._began) / len(ended) * left if ended else None
