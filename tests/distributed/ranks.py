@@ -1,6 +1,6 @@
 """One rank of a distributed test: runs every case of its kind and writes what each gave to a file.
 
-    python ranks.py FOLDER RANK WORLD [CASE…]
+python ranks.py FOLDER RANK WORLD [CASE…]
 """
 
 from __future__ import annotations

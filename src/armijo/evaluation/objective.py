@@ -90,6 +90,11 @@ class Objective:
             objective._look_for_ranks(record.buffers)
         return objective
 
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The forwards recorded so far, for instance to give them other weights: `Objective.recorded`."""
+        return tuple(self._records)
+
     def baseline(self, closure: Closure, weight: float = 1.0) -> torch.Tensor:
         """Run one forward with gradients, record it, and return the closure's own tensor.
 

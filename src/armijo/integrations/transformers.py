@@ -1,0 +1,401 @@
+"""The Hugging Face Trainer, and every trainer that derives from it (layer L4; needs transformers).
+
+The Trainer calls `optimizer.step()` bare. Here each update's forwards are recorded as they happen, and the recorded
+objective is handed to the bare `step()`: no forward is repeated, and gradient accumulation, mixed precision, label
+smoothing, a custom `compute_loss` and checkpoints are the Trainer's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module, ModuleDict
+from transformers import Trainer
+
+from armijo import paper
+from armijo.components.splitting import split
+from armijo.errors import ConfigurationError
+from armijo.evaluation.buffers import Buffers
+from armijo.evaluation.objective import Objective
+from armijo.evaluation.rng import RandomState
+from armijo.optimizer import LineSearch
+from armijo.recipes import PLASLS, AdamSLS
+from armijo.report import StepReport
+from armijo.search.records import Status
+
+__all__ = ["ArmijoMixin", "ArmijoTrainer", "attach", "line_search"]
+
+logger = logging.getLogger("armijo")
+
+_Trainer = TypeVar("_Trainer", bound=Trainer)
+
+By = str | Mapping[str, Any] | Callable[[str, torch.nn.Parameter], str]
+
+
+def line_search(
+    optimizer: type[LineSearch] = AdamSLS, *, by: By | None = None, n_groups: int | None = None, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """What a trainer takes as `optimizer_cls_and_kwargs`: a factory that builds the optimizer over the trainer's model.
+
+    Args:
+        optimizer: `armijo.AdamSLS`, `armijo.PLASLS`, `armijo.SGDSLS`, one of `armijo.paper`, or a class of your own.
+        by: how to split the model into components, as `armijo.split` takes it. By default one component, for PLASLS
+            `"layer"`.
+        n_groups: how many groups of layers, for `by="layer"`.
+        options: further arguments of the optimizer, for instance `c=0.3`. Without `weight_decay` it is the
+            trainer's, which spares biases and norms.
+
+    Returns:
+        A pair, to be passed on as it is.
+
+    Examples:
+        >>> import armijo
+        >>> from armijo.integrations.transformers import line_search
+        >>> choice = line_search(armijo.PLASLS, by="layer", n_groups=4)
+        >>> # trainer = ArmijoTrainer(model, args, train_dataset=rows, optimizer_cls_and_kwargs=choice)
+    """
+    return _Factory, {"optimizer": optimizer, "by": by, "n_groups": n_groups, "options": options}
+
+
+class _Factory:
+    """What the Trainer calls a factory: an object that is called with the model."""
+
+    def __call__(
+        self,
+        model: Module,
+        *,
+        optimizer: type[LineSearch],
+        by: By | None,
+        n_groups: int | None,
+        options: Mapping[str, Any],
+        undecayed: frozenset[str] = frozenset(),
+    ) -> LineSearch:
+        if by is None and issubclass(optimizer, (PLASLS, paper.PLASLS)):
+            by = "layer"
+        if by is None:
+            groups = [{"params": [p for p in model.parameters() if p.requires_grad], "component": "all"}]
+        else:
+            groups = split(model, by=by, n_groups=n_groups)
+        if undecayed:
+            spared = {id(p) for name, p in model.named_parameters() if name in undecayed}
+            groups = [part for group in groups for part in _apart(group, spared)]
+        return optimizer(groups, **options)
+
+
+def _apart(group: dict[str, Any], spared: set[int]) -> list[dict[str, Any]]:
+    """A group, as one with weight decay and one without; both have the same step size."""
+    decayed = {**group, "params": [p for p in group["params"] if id(p) not in spared]}
+    plain = {**group, "params": [p for p in group["params"] if id(p) in spared], "weight_decay": 0.0}
+    return [part for part in (decayed, plain) if part["params"]]
+
+
+@dataclass
+class _Since:
+    """What steps have done since it was last logged."""
+
+    last: StepReport | None = None
+    steps: int = 0
+    forwards: int = 0
+    searches: int = 0
+    accepted: int = 0
+    factors: dict[str, float] = field(default_factory=dict)
+    """lr of each component."""
+
+    def add(self, report: StepReport) -> None:
+        self.last = report
+        self.steps += 1
+        self.forwards += report.forwards
+        searched = [component for component in report.components if component.trials]
+        self.searches += len(searched)
+        self.accepted += sum(component.status is Status.ACCEPTED for component in searched)
+
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class ArmijoMixin(_Base):
+    """Line searches for a trainer: `class MyTrainer(ArmijoMixin, SFTTrainer): pass`.
+
+    The optimizer is AdamSLS, unless `optimizer_cls_and_kwargs` (see `line_search`) or `optimizers` names another one of
+    armijo's. The trainer's `learning_rate` is not used. Two defaults of the training arguments that were made for
+    optimizers with a learning rate are replaced (see `replaced`), on a copy of them; other values are kept.
+
+    In the logs `learning_rate` is the step size that was found (the median, with several components), and there are
+    `step_size/COMPONENT`, `forwards` (passes an update; 1 without a search) and `accepted` (the share of searches that
+    were).
+
+    Attributes:
+        replaced: for a training argument its default and what takes its place. Clipping would shorten the gradient
+            before the slope is computed from it, and a schedule to zero belongs to a rate that was chosen beforehand.
+            Set it to `{}` to keep the defaults.
+        bookkeeping: attributes in which a trainer counts in `compute_loss`; a trial leaves them alone.
+
+    Raises:
+        ConfigurationError: from `train`, if the optimizer is not one of armijo's, or with DeepSpeed, context or
+            sequence parallelism, or `torch.nn.DataParallel`.
+    """
+
+    replaced: Mapping[str, tuple[Any, Any]] = {"lr_scheduler_type": ("linear", "constant"), "max_grad_norm": (1.0, 0.0)}
+    bookkeeping: tuple[str, ...] = ("_metrics", "_total_train_tokens", "accum_loss_components")
+
+    _window: _Window | None = None
+    _since: _Since | None = None
+    _searcher: LineSearch | None = None
+    _looked_at_loss = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the trainer does."""
+        self._refuse()
+        self.args = copy.copy(self.args)
+        for name, (default, instead) in self.replaced.items():
+            if getattr(self.args, name) == default:
+                setattr(self.args, name, type(getattr(self.args, name))(instead))
+                logger.info("%s=%s, which is the default, becomes %s for a line search.", name, default, instead)
+        if self.args.max_grad_norm > 0:
+            logger.warning(
+                "max_grad_norm is %g: gradients are clipped before the search, which then takes the slope for smaller "
+                "than it is and accepts longer steps. Leave it at 0.",
+                self.args.max_grad_norm,
+            )
+        return super().train(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the optimizer if there is none, and have it search over the updates of this trainer."""
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
+            self.optimizer_cls_and_kwargs = line_search()
+        if self.optimizer is None and self.optimizer_cls_and_kwargs[0] is _Factory:
+            given = args[0] if args else kwargs.get("model")
+            model: Any = self.model if given is None else given
+            root = self._trained(model)
+            choice = dict(self.optimizer_cls_and_kwargs[1])
+            if self.args.weight_decay and "weight_decay" not in choice["options"]:
+                choice["options"] = {**choice["options"], "weight_decay": self.args.weight_decay}
+                decayed = set(self.get_decay_parameter_names(root))
+                choice["undecayed"] = frozenset(name for name, _ in root.named_parameters() if name not in decayed)
+            self.optimizer = _Factory()(root, **choice)
+        super().create_optimizer(*args, **kwargs)
+        self._connect(self.optimizer)
+        return self.optimizer
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The batches of the next update, whose forwards are to be recorded."""
+        self._window = _Window()
+        return super().get_batch_samples(*args, **kwargs)
+
+    def compute_loss(self, model: Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss, as the trainer computes it; in an update it is recorded."""
+        window = self._window
+        if window is None or not torch.is_grad_enabled() or kwargs.get("return_outputs") or (args and args[0]):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        above: Callable[..., Any] = super().compute_loss
+        if not self._looked_at_loss:
+            self._looked_at_loss = True
+            self._look_at_loss(functools.partial(above, model), inputs, *args, **kwargs)
+
+        def forward() -> Tensor:
+            # The trainer takes labels out of its inputs.
+            if torch.is_grad_enabled():
+                return above(model, _copied(inputs), *args, **kwargs)
+            with self._left_alone(), self.compute_loss_context_manager():
+                return above(model, _copied(inputs), *args, **kwargs)
+
+        return window.record(forward)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with what the searches did since the last time."""
+        since = self._since
+        if "loss" in logs and since is not None and since.last is not None:
+            sizes = {component.label: component.step_size for component in since.last.components}
+            moved = [size * since.factors.get(label, 1.0) for label, size in sizes.items()]
+            logs["learning_rate"] = statistics.median(moved)
+            if len(sizes) > 1:
+                logs |= {f"step_size/{label}": size for label, size in sizes.items()}
+            logs["forwards"] = since.forwards / since.steps
+            if since.searches:
+                logs["accepted"] = since.accepted / since.searches
+            self._since = _Since()
+        super().log(logs, *args, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------ its own means
+
+    def _refuse(self) -> None:
+        why = None
+        parallel = getattr(self.accelerator, "parallelism_config", None)
+        split_rows = any(getattr(parallel, name, False) for name in ("cp_enabled", "sp_enabled"))
+        if self.is_deepspeed_enabled:
+            why = "DeepSpeed steps inside backward(), where no search can be put. Use DDP or FSDP2 (fsdp_version: 2)"
+        elif split_rows:
+            why = "context and sequence parallelism split each row over ranks in a way that a trial cannot repeat yet"
+        elif self.args.n_gpu > 1:
+            why = "torch.nn.DataParallel has a loss for each device. Launch a process for each GPU with torchrun"
+        if why is not None:
+            raise ConfigurationError(f"armijo cannot search here: {why}.")
+
+    def _look_at_loss(
+        self, loss_of: Callable[..., Any], inputs: Any, *args: Any, num_items_in_batch: Any = None
+    ) -> None:
+        """Find out whether the model's loss is divided by the number of items of the update, as the Trainer believes.
+
+        The heads of encoders take the number and ignore it: their losses are means of a micro-batch, which the Trainer
+        then adds up where it should average (transformers issue 47688).
+        """
+        several = self.args.gradient_accumulation_steps > 1 or self.accelerator.num_processes > 1
+        believed = self.model_accepts_loss_kwargs and self.compute_loss_func is None
+        if num_items_in_batch is None or not (several and believed):
+            return
+        buffers, random = Buffers(), RandomState.capture()
+        with torch.no_grad(), buffers.watching(), self._left_alone():
+            losses = []
+            for count in (num_items_in_batch, 2 * num_items_in_batch):
+                losses.append(float(loss_of(_copied(inputs), *args, num_items_in_batch=count)))
+                random.restore()
+                buffers.restore()
+        if losses[1] > 0.75 * losses[0]:
+            self.model_accepts_loss_kwargs = False
+
+    def _trained(self, model: Module) -> Module:
+        """The model, or the losses of sentence-transformers that hold it and may have parameters of their own."""
+        losses = getattr(self, "loss", None)
+        if isinstance(losses, Mapping) and losses and all(isinstance(loss, Module) for loss in losses.values()):
+            losses = ModuleDict({str(index): loss for index, loss in enumerate(losses.values())})
+        if isinstance(losses, Module):
+            inside = {id(parameter) for parameter in losses.parameters()}
+            if all(id(parameter) in inside for parameter in model.parameters()):
+                return losses
+        return model
+
+    def _connect(self, optimizer: Any) -> None:
+        raw = optimizer
+        while not isinstance(raw, LineSearch) and hasattr(raw, "optimizer"):
+            raw = raw.optimizer
+        if not isinstance(raw, LineSearch):
+            raise ConfigurationError(
+                f"The trainer's optimizer is {type(raw).__name__}, which searches for no step size. Leave `optimizers` "
+                "and `optimizer_cls_and_kwargs` out to get AdamSLS, or pass "
+                "optimizer_cls_and_kwargs=armijo.integrations.transformers.line_search(armijo.PLASLS)."
+            )
+        if raw is self._searcher:
+            return
+        self._searcher, self._since = raw, _Since()
+        raw.register_step_pre_hook(self._hand_over)
+        raw.register_observer(self._watch)
+
+    def _hand_over(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        window, self._window = self._window, None
+        itself, *given = args
+        # A checkpoint asks for state with a bare step() too; that must not become a search.
+        if window is None or not window.recorded or any(value is not None for value in (*given, *kwargs.values())):
+            return None
+        scaler = getattr(self.accelerator, "scaler", None)
+        objective = window.objective(1.0 if scaler is None else scaler.get_scale())
+        return (itself, objective), {}
+
+    def _watch(self, report: StepReport) -> None:
+        assert self._since is not None
+        assert self._searcher is not None
+        self._since.add(report)
+        self._since.factors = {group["component"]: group["lr"] for group in self._searcher.param_groups}
+
+    def _left_alone(self) -> _LeftAlone:
+        return _LeftAlone(self, self.bookkeeping)
+
+
+class ArmijoTrainer(ArmijoMixin, Trainer):
+    """The Trainer, with a line search in place of a learning rate. See `ArmijoMixin`.
+
+    Examples:
+        >>> from armijo.integrations.transformers import ArmijoTrainer
+        >>> # ArmijoTrainer(model, TrainingArguments("run", num_train_epochs=5), train_dataset=rows).train()
+    """
+
+
+def attach(trainer: _Trainer, optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None) -> _Trainer:
+    """Give a trainer that somebody else built what `ArmijoMixin` adds.
+
+    Args:
+        trainer: a Trainer, before `train()`; its class becomes one that derives from `ArmijoMixin` and its own.
+        optimizer_cls_and_kwargs: which optimizer, as `line_search` returns it.
+
+    Returns:
+        The same trainer.
+
+    Raises:
+        ConfigurationError: It is no Trainer, or has an optimizer already that is not one of armijo's.
+    """
+    if not isinstance(trainer, Trainer):
+        inner = [name for name, value in getattr(trainer, "__dict__", {}).items() if isinstance(value, Trainer)]
+        hint = f" It holds one: attach(trainer.{inner[0]})." if inner else ""
+        raise ConfigurationError(f"attach() takes a transformers.Trainer, not a {type(trainer).__name__}.{hint}")
+    if not isinstance(trainer, ArmijoMixin):
+        kind = type(trainer)
+        trainer.__class__ = type(f"Armijo{kind.__name__}", (ArmijoMixin, kind), {"__module__": kind.__module__})
+    if optimizer_cls_and_kwargs is not None:
+        trainer.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+    return trainer
+
+
+class _Window:
+    """The forwards of one update, and the factor with which each entered the backward pass."""
+
+    def __init__(self) -> None:
+        self._recorder = Objective()
+        self._factors: list[Tensor | None] = []
+
+    @property
+    def recorded(self) -> bool:
+        return bool(self._factors)
+
+    def record(self, forward: Callable[[], Tensor]) -> Tensor:
+        loss = self._recorder.baseline(forward)
+        index = len(self._factors)
+        self._factors.append(None)
+
+        def look(grad: Tensor) -> None:
+            # Whatever divides the loss afterwards, for accumulation or a GradScaler, is in its gradient.
+            self._factors[index] = grad.detach()
+
+        loss.register_hook(look)
+        return loss
+
+    def objective(self, scale: float) -> Objective:
+        weights = [0.0 if factor is None else float(factor) / scale for factor in self._factors]
+        records = self._recorder.records
+        return Objective.recorded(
+            [replace(record, weight=weight) for record, weight in zip(records, weights, strict=True)]
+        )
+
+
+class _LeftAlone:
+    """What a trainer counts in `compute_loss` is afterwards as before."""
+
+    def __init__(self, owner: object, names: tuple[str, ...]) -> None:
+        self._owner, self._names = owner, names
+
+    def __enter__(self) -> None:
+        self._kept = {name: copy.deepcopy(value) for name in self._names if (value := vars(self._owner).get(name))}
+
+    def __exit__(self, *_: object) -> None:
+        vars(self._owner).update(self._kept)
+
+
+def _copied(inputs: Any) -> Any:
+    """The same tensors in containers of their own."""
+    if isinstance(inputs, Mapping):
+        copied = copy.copy(inputs)
+        for key, value in inputs.items():
+            copied[key] = _copied(value)  # pyright: ignore[reportIndexIssue]
+        return copied
+    if isinstance(inputs, list):
+        return [_copied(value) for value in inputs]
+    return inputs

@@ -1,0 +1,35 @@
+"""torchrun with two processes: the Trainer's steps are those of one process with all rows."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import armijo
+from integrations import trainer_ranks
+from integrations.rows import bert, parameters
+from integrations.test_transformers import plain
+
+
+@pytest.mark.parametrize("case", trainer_ranks.CASES)
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, case: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command += [str(Path(trainer_ranks.__file__)), str(tmp_path), case]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (torch.load(tmp_path / f"{case}-{rank}.pt") for rank in range(2))
+    for key in ("losses", "trials", "step_sizes"):
+        assert first[key] == second[key], key
+    assert all(map(torch.equal, first["parameters"], second["parameters"]))
+    assert first["sharded"] == (case == "fsdp2")
+
+    twin = bert()
+    accumulate = trainer_ranks.CASES[case].get("gradient_accumulation_steps", 1)
+    reports = plain(twin, armijo.PLASLS(armijo.split(twin, n_groups=2)), accumulate=accumulate)
+    assert first["trials"] == [[c.trials for c in report.components] for report in reports]
+    torch.testing.assert_close(first["losses"], [report.loss for report in reports], rtol=1e-4, atol=0)
+    torch.testing.assert_close(first["parameters"], parameters(twin), rtol=1e-3, atol=1e-5)

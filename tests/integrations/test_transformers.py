@@ -1,0 +1,385 @@
+"""The Trainer takes the steps of a plain loop, and what it adds is said and kept."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import armijo
+from integrations.rows import batched, bert, parameters, rows
+
+pytest.importorskip("transformers")
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from armijo.integrations.transformers import ArmijoMixin, ArmijoTrainer, attach, line_search
+
+BATCH = 8
+
+
+class InOrder(Trainer):
+    """Rows in their order, so that a plain loop can have the same batches."""
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class InOrderArmijo(ArmijoMixin, InOrder):
+    pass
+
+
+class Reseeding(TrainerCallback):
+    """The same masks in both loops: each update begins from a seed of its own."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        torch.manual_seed(state.global_step)
+
+
+class Watching(TrainerCallback):
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.reports = trainer, []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = self.trainer.optimizer
+        while not isinstance(optimizer, armijo.LineSearch):
+            optimizer = optimizer.optimizer
+        self.reports.append(optimizer.report)
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    given = {"num_train_epochs": 2, "per_device_train_batch_size": BATCH, "logging_steps": 1, "report_to": "none"}
+    given |= {"use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "dataloader_num_workers": 0}
+    return TrainingArguments(str(folder), **{**given, **options})
+
+
+def made(
+    folder: Path, model: nn.Module, kind: type[Trainer] = InOrderArmijo, choice: Any = None, **options: Any
+) -> tuple[Any, Watching]:
+    inner = {key: options.pop(key) for key in ("compute_loss_func", "eval_dataset") if key in options}
+    trainer = kind(model, arguments(folder, **options), train_dataset=rows(), optimizer_cls_and_kwargs=choice, **inner)
+    trainer.add_callback(Reseeding())
+    watch = Watching(trainer)
+    trainer.add_callback(watch)
+    return trainer, watch
+
+
+def cross_entropy(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**batch).loss
+
+
+def _part(loss_of: Any, model: nn.Module, batch: dict[str, torch.Tensor], parts: int) -> torch.Tensor:
+    return loss_of(model, batch) / parts
+
+
+def plain(
+    model: nn.Module,
+    optimizer: armijo.LineSearch,
+    loss_of: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor] = cross_entropy,
+    accumulate: int = 1,
+) -> list[armijo.StepReport]:
+    """The loop that a person would write."""
+    model.train()
+    reports, step = [], 0
+    for _ in range(2):
+        batches = batched(rows(), BATCH)
+        for start in range(0, len(batches), accumulate):
+            torch.manual_seed(step)
+            micro = batches[start : start + accumulate]
+            optimizer.zero_grad()
+            objective = armijo.Objective()
+            for batch in micro:
+                loss = objective.baseline(functools.partial(_part, loss_of, model, batch, len(micro)))
+                loss.backward()
+            optimizer.step(objective)
+            reports.append(optimizer.report)
+            step += 1
+    return reports
+
+
+def same(found: list[Any], wanted: list[armijo.StepReport], rtol: float = 1e-6) -> None:
+    assert [[c.trials for c in report.components] for report in found] == [
+        [c.trials for c in report.components] for report in wanted
+    ]
+    assert [[c.status for c in report.components] for report in found] == [
+        [c.status for c in report.components] for report in wanted
+    ]
+    for key in ("loss", "forwards"):
+        values = [[getattr(report, key) for report in reports] for reports in (found, wanted)]
+        torch.testing.assert_close(values[0], values[1], rtol=rtol, atol=0)
+    sizes = [[[c.step_size for c in report.components] for report in reports] for reports in (found, wanted)]
+    torch.testing.assert_close(sizes[0], sizes[1], rtol=1e-12, atol=0)
+
+
+CHOICES = {
+    "adamsls": (line_search(), lambda model: armijo.AdamSLS(model.parameters())),
+    "sgdsls": (line_search(armijo.SGDSLS), lambda model: armijo.SGDSLS(model.parameters())),
+    "plasls": (
+        line_search(armijo.PLASLS, n_groups=2),
+        lambda model: armijo.PLASLS(armijo.split(model, by="layer", n_groups=2)),
+    ),
+    "projection": (
+        line_search(armijo.PLASLS, by="projection", c=0.3),
+        lambda model: armijo.PLASLS(armijo.split(model, by="projection"), c=0.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_it_takes_the_steps_of_a_plain_loop(tmp_path: Path, choice: str, dropout: float) -> None:
+    model, twin = bert(dropout=dropout), bert(dropout=dropout)
+    given, build = CHOICES[choice]
+    trainer, watch = made(tmp_path, model, choice=given)
+    trainer.train()
+    same(watch.reports, plain(twin, build(twin)))
+    assert all(map(torch.equal, parameters(model), parameters(twin)))
+
+
+def smoothed(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    return LabelSmoother(0.1)(model(**inputs), batch["labels"])
+
+
+def weighted(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    return nn.functional.cross_entropy(outputs.logits, labels, weight=torch.tensor([1.0, 2.0, 3.0]))
+
+
+def by_weight(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    return weighted(model(**inputs), batch["labels"])
+
+
+def half(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(**batch)
+    return outputs.loss.float()
+
+
+def test_label_smoothing(tmp_path: Path) -> None:
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    trainer, watch = made(tmp_path, model, label_smoothing_factor=0.1)
+    trainer.train()
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters()), smoothed))
+    assert all(map(torch.equal, parameters(model), parameters(twin)))
+
+
+def test_a_loss_function_of_ones_own(tmp_path: Path) -> None:
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    trainer, watch = made(tmp_path, model, compute_loss_func=weighted)
+    trainer.train()
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters()), by_weight))
+    assert all(map(torch.equal, parameters(model), parameters(twin)))
+
+
+def test_a_trainer_that_overrides_compute_loss(tmp_path: Path) -> None:
+    class Own(InOrder):
+        def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            loss = weighted(outputs, labels)
+            return (loss, outputs) if return_outputs else loss
+
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    trainer, watch = made(tmp_path, model, Own)
+    assert attach(trainer) is trainer
+    trainer.train()
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters()), by_weight))
+    assert all(map(torch.equal, parameters(model), parameters(twin)))
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_gradients(tmp_path: Path, accumulate: int) -> None:
+    """Six batches an epoch: with four an update the second of an epoch has two."""
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    trainer, watch = made(tmp_path, model, gradient_accumulation_steps=accumulate)
+    trainer.train()
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters()), accumulate=accumulate), rtol=1e-5)
+    torch.testing.assert_close(parameters(model), parameters(twin), rtol=1e-4, atol=1e-6)
+
+
+def test_mixed_precision(tmp_path: Path) -> None:
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    trainer, watch = made(tmp_path, model, bf16=True)
+    trainer.train()
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters()), half))
+    assert all(map(torch.equal, parameters(model), parameters(twin)))
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    trainer, watch = made(tmp_path, model, gradient_checkpointing=True)
+    trainer.train()
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters())))
+    torch.testing.assert_close(parameters(model), parameters(twin))
+
+
+def test_weight_decay_spares_biases_and_norms_and_keeps_the_components(tmp_path: Path) -> None:
+    model, twin = bert(), bert()
+    trainer, watch = made(tmp_path, model, choice=line_search(armijo.PLASLS, n_groups=2), weight_decay=0.1)
+    trainer.train()
+    groups = []
+    for group in armijo.split(twin, by="layer", n_groups=2):
+        names = {id(parameter): name for name, parameter in twin.named_parameters()}
+        plain_ones = [p for p in group["params"] if "bias" in names[id(p)] or "LayerNorm" in names[id(p)]]
+        rest = [p for p in group["params"] if all(p is not one for one in plain_ones)]
+        groups += [{**group, "params": rest, "weight_decay": 0.1}, {**group, "params": plain_ones, "weight_decay": 0.0}]
+    same(watch.reports, plain(twin, armijo.PLASLS([group for group in groups if group["params"]])))
+    assert all(map(torch.equal, parameters(model), parameters(twin)))
+
+
+def test_lora(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
+    def adapted() -> Any:
+        torch.manual_seed(1)
+        given = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"], lora_dropout=0.1)
+        return peft.get_peft_model(bert(), given)
+
+    model, twin = adapted(), adapted()
+    trainer, watch = made(tmp_path, model, choice=line_search(armijo.PLASLS, n_groups=2))
+    trainer.train()
+    optimizer = armijo.PLASLS(armijo.split(twin, by="layer", n_groups=2))
+    same(watch.reports, plain(twin, optimizer))
+    assert all(map(torch.equal, parameters(model), parameters(twin)))
+
+
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path) -> None:
+    choice = line_search(armijo.PLASLS, n_groups=2)
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
+    model = bert(dropout=0.2)
+    trainer, through = made(tmp_path / "a", model, choice=choice, **options)
+    trainer.train()
+    again = bert(dropout=0.2, seed=1)
+    trainer, resumed = made(tmp_path / "a", again, choice=choice, **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-5"))
+    assert resumed.reports == through.reports[5:]
+    assert all(map(torch.equal, parameters(model), parameters(again)))
+
+
+def test_the_logs_show_what_was_found(tmp_path: Path) -> None:
+    trainer, watch = made(tmp_path, bert(), choice=line_search(armijo.PLASLS, n_groups=2))
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == len(watch.reports) == 12
+    for entry, report in zip(logged, watch.reports, strict=True):
+        sizes = {f"step_size/{component.label}": component.step_size for component in report.components}
+        assert {key: value for key, value in entry.items() if key.startswith("step_size")} == sizes
+        assert min(sizes.values()) <= entry["learning_rate"] <= max(sizes.values())
+        assert entry["forwards"] == report.forwards
+        assert entry["loss"] == pytest.approx(report.loss, rel=1e-3)
+    assert 0 < logged[-1]["accepted"] <= 1
+
+
+def test_evaluation_is_no_part_of_an_update(tmp_path: Path) -> None:
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    trainer, watch = made(tmp_path, model, eval_strategy="steps", eval_steps=1, eval_dataset=rows(16, seed=1))
+    trainer.train()
+    assert sum("eval_loss" in entry for entry in trainer.state.log_history) == 12
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters())))
+
+
+def test_defaults_made_for_a_learning_rate_are_replaced_and_other_values_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = arguments(tmp_path, num_train_epochs=1)
+    trainer = ArmijoTrainer(bert(), given, train_dataset=rows())
+    with caplog.at_level(logging.INFO, "armijo"):
+        trainer.train()
+    assert "lr_scheduler_type=linear, which is the default, becomes constant" in caplog.text
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {1.0}
+    assert given.max_grad_norm == 1.0, "the caller's arguments are his"
+
+    caplog.clear()
+    trainer = ArmijoTrainer(
+        bert(), arguments(tmp_path, lr_scheduler_type="cosine", max_grad_norm=0.5, max_steps=4), train_dataset=rows()
+    )
+    trainer.train()
+    assert "max_grad_norm is 0.5: gradients are clipped before the search" in caplog.text
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_slope_of_clipped_gradients_is_what_is_warned_of(tmp_path: Path) -> None:
+    """Nothing but the direction's length changes, so that the trainer's own clipping can be used."""
+    trainer, watch = made(tmp_path, bert(), max_grad_norm=0.01)
+    trainer.train()
+    assert {component.status for report in watch.reports for component in report.components} <= {"accepted", "skipped"}
+
+
+def test_an_optimizer_may_be_given(tmp_path: Path) -> None:
+    model = bert()
+    optimizer = armijo.SGDSLS(model.parameters(), c=0.5)
+    trainer = ArmijoTrainer(model, arguments(tmp_path, max_steps=3), train_dataset=rows(), optimizers=(optimizer, None))
+    trainer.train()
+    assert optimizer.param_groups[0]["steps"] == 3
+
+
+def test_training_twice_goes_on(tmp_path: Path) -> None:
+    trainer, watch = made(tmp_path, bert(), num_train_epochs=1)
+    trainer.train()
+    trainer.train()
+    assert [report.step for report in watch.reports] == list(range(1, 13))
+
+
+def test_other_optimizers_are_refused(tmp_path: Path) -> None:
+    model = bert()
+    trainer = ArmijoTrainer(
+        model,
+        arguments(tmp_path),
+        train_dataset=rows(),
+        optimizers=(torch.optim.AdamW(model.parameters()), None),
+    )
+    before = parameters(model)
+    with pytest.raises(armijo.ConfigurationError, match="AdamW, which searches for no step size"):
+        trainer.train()
+    assert all(map(torch.equal, before, parameters(model)))
+
+
+def test_attach_says_where_the_trainer_is() -> None:
+    class Holder:
+        def __init__(self, inner: Any) -> None:
+            self.st_trainer = inner
+
+    with pytest.raises(armijo.ConfigurationError, match=r"not a Holder. It holds one: attach\(trainer.st_trainer\)"):
+        attach(Holder(object.__new__(Trainer)))  # pyright: ignore
+    with pytest.raises(armijo.ConfigurationError, match=r"attach\(\) takes a transformers.Trainer, not a int"):
+        attach(3)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("deepspeed", "DeepSpeed steps inside"), ("context", "context and sequence"), ("devices", "torchrun")],
+)
+def test_what_cannot_work_is_refused_before_anything_happens(tmp_path: Path, name: str, sentence: str) -> None:
+    model = bert()
+    trainer, _ = made(tmp_path, model)
+    if name == "deepspeed":
+        trainer.is_deepspeed_enabled = True
+    elif name == "context":
+        trainer.accelerator.state.parallelism_config = type("Config", (), {"cp_enabled": True})()
+    else:
+        trainer.args._n_gpu = 2
+    before = parameters(model)
+    try:
+        with pytest.raises(armijo.ConfigurationError, match=sentence):
+            trainer.train()
+    finally:
+        if name == "context":
+            del trainer.accelerator.state.parallelism_config
+    assert all(map(torch.equal, before, parameters(model)))
+
+
+def test_without_the_mixin_the_error_says_what_to_do(tmp_path: Path) -> None:
+    trainer = Trainer(
+        bert(), arguments(tmp_path), train_dataset=rows(), optimizer_cls_and_kwargs=line_search(armijo.AdamSLS)
+    )
+    with pytest.raises(armijo.MissingClosureError, match="ArmijoTrainer"):
+        trainer.train()
