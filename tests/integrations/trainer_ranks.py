@@ -9,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 import armijo
@@ -29,6 +30,10 @@ def main() -> None:
     given = arguments(folder, per_device_train_batch_size=4, ddp_backend="gloo", **CASES[case])
     choice = line_search(armijo.PLASLS, n_groups=2)
     trainer = InOrderArmijo(bert(), given, train_dataset=rows(), optimizer_cls_and_kwargs=choice)
+    if "fsdp" in CASES[case]:
+        # Accelerate shards on accelerators only; what it then does runs on a CPU as well.
+        trainer.accelerator.state.distributed_type = DistributedType.FSDP
+        trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     watch = Watching(trainer)
     trainer.add_callback(watch)
     trainer.train()
