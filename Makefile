@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test soak check docs benchmark clean
+.PHONY: demo test test-integrations soak check docs benchmark clean
 
 demo: $(INSTALLED)
 	$(BIN)/armijo finetune
 
 test: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# Trainers that others wrote, every example, and the wheel in a clean environment; a few minutes.
+test-integrations: $(INSTALLED)
+	$(BIN)/pytest -n 2 --dist worksteal -m heavy
 
 # The long part of the tests: kills, generated files, 20,000 steps; under half an hour on two cores.
 soak: $(INSTALLED)

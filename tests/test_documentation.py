@@ -13,7 +13,7 @@ import torch
 import armijo
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODULES = ["armijo", *sorted(m.name for m in pkgutil.walk_packages(armijo.__path__, "armijo."))]
 
 

@@ -37,6 +37,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "armijo.recipes": (("armijo.search", "armijo.components", "armijo.directions", "armijo.optimizer"), TORCH),
     "armijo.paper": (("armijo.search", "armijo.components", "armijo.directions", "armijo.optimizer"), TORCH),
+    "armijo.integrations": (("armijo",), ANY),
     "armijo": (("armijo",), TORCH),
     "armijo_lab": (("armijo", "armijo_lab"), ANY),
 }
@@ -93,9 +94,16 @@ def test_a_module_imports_only_from_its_own_layer_and_below(module: str) -> None
 
 def test_importing_armijo_needs_torch_alone() -> None:
     blocked = ["transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib", "rich", "typer", "armijo_lab"]
+    blocked += ["accelerate", "lightning", "peft", "tensorboard", "numpy"]
     code = f"import sys\nfor m in {blocked}: sys.modules[m] = None\nimport armijo\nprint(armijo.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_library_imports_no_integration() -> None:
+    for module, path in modules().items():
+        if within(module, "armijo") and not within(module, "armijo.integrations"):
+            assert not any(within(imported, "armijo.integrations") for imported in imports(path)), module
 
 
 def test_results_never_train() -> None:

@@ -10,8 +10,8 @@ import torch
 
 import armijo
 from integrations import trainer_ranks
+from integrations.plain import plain
 from integrations.rows import bert, parameters
-from integrations.test_transformers import plain
 
 
 @pytest.mark.parametrize("case", trainer_ranks.CASES)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,14 @@ import torch
 from torch import nn
 
 import armijo
-from integrations.rows import batched, bert, parameters, rows
+from integrations.plain import BATCH, plain, same
+from integrations.rows import bert, parameters, rows
 
 pytest.importorskip("transformers")
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from armijo.integrations.transformers import ArmijoMixin, ArmijoTrainer, attach, line_search
-
-BATCH = 8
 
 
 class InOrder(Trainer):
@@ -68,53 +65,6 @@ def made(
     watch = Watching(trainer)
     trainer.add_callback(watch)
     return trainer, watch
-
-
-def cross_entropy(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model(**batch).loss
-
-
-def _part(loss_of: Any, model: nn.Module, batch: dict[str, torch.Tensor], parts: int) -> torch.Tensor:
-    return loss_of(model, batch) / parts
-
-
-def plain(
-    model: nn.Module,
-    optimizer: armijo.LineSearch,
-    loss_of: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor] = cross_entropy,
-    accumulate: int = 1,
-) -> list[armijo.StepReport]:
-    """The loop that a person would write."""
-    model.train()
-    reports, step = [], 0
-    for _ in range(2):
-        batches = batched(rows(), BATCH)
-        for start in range(0, len(batches), accumulate):
-            torch.manual_seed(step)
-            micro = batches[start : start + accumulate]
-            optimizer.zero_grad()
-            objective = armijo.Objective()
-            for batch in micro:
-                loss = objective.baseline(functools.partial(_part, loss_of, model, batch, len(micro)))
-                loss.backward()
-            optimizer.step(objective)
-            reports.append(optimizer.report)
-            step += 1
-    return reports
-
-
-def same(found: list[Any], wanted: list[armijo.StepReport], rtol: float = 1e-6) -> None:
-    assert [[c.trials for c in report.components] for report in found] == [
-        [c.trials for c in report.components] for report in wanted
-    ]
-    assert [[c.status for c in report.components] for report in found] == [
-        [c.status for c in report.components] for report in wanted
-    ]
-    for key in ("loss", "forwards"):
-        values = [[getattr(report, key) for report in reports] for reports in (found, wanted)]
-        torch.testing.assert_close(values[0], values[1], rtol=rtol, atol=0)
-    sizes = [[[c.step_size for c in report.components] for report in reports] for reports in (found, wanted)]
-    torch.testing.assert_close(sizes[0], sizes[1], rtol=1e-12, atol=0)
 
 
 CHOICES = {
