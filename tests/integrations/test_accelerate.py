@@ -114,3 +114,19 @@ def test_a_saved_state_goes_on_as_if_it_had_not_ended(tmp_path: Path, choice: st
     assert [report.step for report in found] == [report.step for report in whole]
     assert [report.loss for report in found] == [report.loss for report in whole]
     assert all(map(torch.equal, parameters(again), parameters(model)))
+
+
+def test_an_update_cut_short_by_the_end_of_an_epoch_counts_as_accelerate_counts_it() -> None:
+    model, twin = bert(), bert()
+    found = by_accelerate(model, armijo.SGDSLS(model.parameters()), accumulate=4, epochs=1)
+    assert len(found) == 2
+    optimizer, batches = armijo.SGDSLS(twin.train().parameters()), batched(rows(), BATCH)
+    wanted = []
+    for micro in (batches[:4], batches[4:]):
+        optimizer.zero_grad()
+        objective = armijo.Objective()
+        for batch in micro:
+            objective.baseline(lambda batch=batch: cross_entropy(twin, batch) / 4).backward()
+        optimizer.step(objective)
+        wanted.append(optimizer.report)
+    same(found, wanted)
