@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from armijo_lab.commands.compare import compare
+from armijo_lab.commands.doctor import doctor
 from armijo_lab.commands.finetune import finetune
 from armijo_lab.commands.predict import predict_command
 from armijo_lab.commands.progress import errors
@@ -36,6 +37,7 @@ app.command("predict")(predict_command)
 app.command()(compare)
 app.command()(study)
 app.command()(report)
+app.command()(doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -56,7 +58,8 @@ def _armijo(
     """Fine-tune transformers without a learning rate: at each step a line search finds the step size.
 
     finetune trains a model, predict uses it, compare sets optimizers side by
-    side on equal terms. Each has its own page: armijo finetune --help
+    side on equal terms, doctor looks whether all works on this machine. Each
+    has its own page: armijo finetune --help
 
     \b
     Examples:

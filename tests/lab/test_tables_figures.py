@@ -242,11 +242,3 @@ def test_drawing_leaves_matplotlibs_global_state_alone(tmp_path: Path) -> None:
     figures.draw_run(write_run(tmp_path / "run", epochs=1))
     assert dict(matplotlib.rcParams) == before
     assert not _pylab_helpers.Gcf.figs
-
-
-def test_smoothing_keeps_a_line_a_line_and_passes_over_gaps() -> None:
-    line = [2.0 * place for place in range(100)]
-    assert figures._smooth(line) == pytest.approx(line)
-    assert figures._smooth([1.0, math.nan, 3.0]) == pytest.approx([1, 2, 3])
-    assert math.isnan(figures._smooth([math.nan])[0])
-    assert figures._smooth([]) == []

@@ -383,7 +383,8 @@ class _LeftAlone:
         self._owner, self._names = owner, names
 
     def __enter__(self) -> None:
-        self._kept = {name: copy.deepcopy(value) for name in self._names if (value := vars(self._owner).get(name))}
+        held = vars(self._owner)
+        self._kept = {name: copy.deepcopy(held[name]) for name in self._names if name in held}
 
     def __exit__(self, *_: object) -> None:
         vars(self._owner).update(self._kept)

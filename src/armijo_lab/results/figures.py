@@ -6,27 +6,36 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import armijo
+from armijo.integrations.matplotlib import (
+    INK,
+    PALETTE,
+    draw_forwards,
+    draw_losses,
+    draw_step_sizes,
+    log_ticks,
+    new_figure,
+    plain,
+    smooth,
+    style,
+    whole_numbers,
+)
 from armijo_lab.errors import BadInputError
 from armijo_lab.results.records import Run, read_run
 from armijo_lab.results.tables import LOSS_FLOOR, grouped, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "PALETTE", "draw_comparison", "draw_run", "new_figure", "plain", "save"]
+__all__ = ["INK", "PALETTE", "draw_comparison", "draw_run", "new_figure", "plain", "reports", "save"]
 
-# Okabe and Ito's palette, without its black and its yellow, which is too light for a thin line.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-INK = "#333333"
-_FAILURES = ("exhausted", "nonfinite", "nondeterministic")
 _LEGEND_LIMIT = 16
 _DPI = 150
 
 
 def draw_run(folder: Path) -> list[Path]:
-    """Draw `figures/training.png` of a run: loss, validation, and of a line search step sizes and trials.
+    """Draw `figures/training.png` of a run: loss, validation, and of a line search forward passes and step sizes.
 
     Args:
         folder: The run folder, with its summary and at least one step.
@@ -43,8 +52,8 @@ def draw_run(folder: Path) -> list[Path]:
     panels: list[Callable[[Axes, Run], None]] = [_draw_loss, _draw_validation]
     if any(step["components"] for step in run.steps):
         figure = new_figure(13, 8)
-        panels += [_draw_trials, _draw_step_sizes]
-        axes = figure.subplot_mosaic([["loss", "validation", "trials"], ["sizes"] * 3], height_ratios=[1, 1.3])
+        panels += [_draw_forwards, _draw_step_sizes]
+        axes = figure.subplot_mosaic([["loss", "validation", "forwards"], ["sizes"] * 3], height_ratios=[1, 1.3])
     else:
         figure = new_figure(13, 4)
         panels.append(_draw_rate)
@@ -87,9 +96,9 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
         _draw_losses(loss, members, look)
         _draw_epochs(validation, time, members, {**look, "label": plain(optimizer)})
     loss.set(title="Training loss", xlabel="step", ylabel="batch loss, smoothed (log)", yscale="log")
-    _log_ticks(loss)
+    log_ticks(loss)
     validation.set(title=f"Validation {metric}", xlabel="epoch", ylabel=f"validation {metric}")
-    _whole_numbers(validation.xaxis)
+    whole_numbers(validation.xaxis)
     majority = first.summary["result"]["majority"]
     if metric == "accuracy" and majority is not None:
         for axis in (validation, time):
@@ -119,12 +128,8 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
 
 
 def _draw_loss(axis: "Axes", run: Run) -> None:
-    steps = [step["step"] for step in run.steps]
-    losses = [_value(step["loss"]) for step in run.steps]
-    axis.plot(steps, losses, color=PALETTE[5], linewidth=0.8, alpha=0.6, label="batch")
-    axis.plot(steps, _smooth(losses), color=PALETTE[0], linewidth=2, label="smoothed")
+    draw_losses(axis, reports(run))
     axis.set(title="Training loss", ylabel="loss (nats)" if run.summary["task"]["labels"] else "loss")
-    axis.set_ylim(0, 1.25 * max((loss for loss in losses if math.isfinite(loss)), default=1.0))
     axis.legend(frameon=False, loc="upper right", ncols=2)
 
 
@@ -163,57 +168,52 @@ def _draw_rate(axis: "Axes", run: Run) -> None:
 
 
 def _draw_step_sizes(axis: "Axes", run: Run) -> None:
-    lines: dict[str, tuple[list[int], list[float]]] = {}
-    failures: tuple[list[int], list[float]] = ([], [])
-    merged: tuple[list[int], list[float]] = ([], [])
-    for step in run.steps:
-        sizes = {component["label"]: _value(component["step_size"]) for component in step["components"]}
-        for component in step["components"]:
-            line = lines.setdefault(component["label"], ([], []))
-            line[0].append(step["step"])
-            line[1].append(sizes[component["label"]])
-            if component["status"] in _FAILURES:
-                failures[0].append(step["step"])
-                failures[1].append(sizes[component["label"]])
-        for _, absorbed in step["merges"]:
-            merged[0].append(step["step"])
-            merged[1].append(sizes[absorbed])
-    colors = _colors(len(lines))
-    for place, ((name, (steps, values)), color) in enumerate(zip(lines.items(), colors, strict=True)):
-        # Components often share a step size: later lines are thinner, so that none hides another.
-        width = 1.2 + 1.8 * (1 - place / max(1, len(lines) - 1)) if len(lines) > 1 else 2
-        axis.plot(steps, values, color=color, linewidth=width, label=plain(name))
-    if failures[0]:
-        axis.plot(*failures, "x", color="black", markersize=6, markeredgewidth=1.5, label="search failed", zorder=4)
-    if merged[0]:
-        axis.plot(*merged, "o", color="black", markerfacecolor="white", markersize=6, label="merged", zorder=4)
-    axis.set(title="Step size of each component", ylabel="step size η (log)", yscale="log")
-    _log_ticks(axis)
+    draw_step_sizes(axis, reports(run))
     handles, names = axis.get_legend_handles_labels()
-    if len(lines) > _LEGEND_LIMIT:
+    lines = len({component["label"] for step in run.steps for component in step["components"]})
+    if lines > _LEGEND_LIMIT:
         # More lines than anyone reads the names of: the first and the last tell which way the colours run.
-        kept = [0, len(lines) - 1, *range(len(lines), len(handles))]
-        names[0], names[len(lines) - 1] = f"first: {names[0]}", f"last of {len(lines)}: {names[len(lines) - 1]}"
+        kept = [0, lines - 1, *range(lines, len(handles))]
+        names[0], names[lines - 1] = f"first: {names[0]}", f"last of {lines}: {names[lines - 1]}"
         handles, names = [handles[place] for place in kept], [names[place] for place in kept]
     axis.legend(handles, names, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
 
 
-def _draw_trials(axis: "Axes", run: Run) -> None:
-    steps = [step["step"] for step in run.steps]
-    trials = [step["forwards"] - 1 for step in run.steps]
-    axis.bar(steps, trials, width=1.0, color=PALETTE[5], alpha=0.5, linewidth=0, label="step")
-    axis.plot(steps, _smooth(trials), color=PALETTE[0], linewidth=2, label="smoothed")
-    axis.set(title=f"Trials a step, mean {statistics.fmean(trials):.2f}", ylabel="trials (forward passes)")
-    _whole_numbers(axis.yaxis)
-    axis.set_ylim(0, max(2, 1.25 * max(trials)))
-    axis.legend(frameon=False, loc="upper right", ncols=2)
+def _draw_forwards(axis: "Axes", run: Run) -> None:
+    draw_forwards(axis, reports(run))
+    axis.set_ylabel("forward passes")
+
+
+def reports(run: Run) -> list[armijo.StepReport]:
+    """The steps of a run as the optimizer reported them; what was not finite is NaN."""
+    return [
+        armijo.StepReport(
+            step=step["step"],
+            loss=_value(step["loss"]),
+            components=tuple(
+                armijo.ComponentReport(
+                    label=component["label"],
+                    status=armijo.Status(component["status"]),
+                    step_size=_value(component["step_size"]),
+                    slope=_value(component["slope"]),
+                    trials=component["trials"],
+                    trial_loss=component["trial_loss"],
+                )
+                for component in step["components"]
+            ),
+            merges=tuple((kept, absorbed) for kept, absorbed in step["merges"]),
+            forwards=step["forwards"],
+            total_forwards=step["total_forwards"],
+        )
+        for step in run.steps
+    ]
 
 
 # ---------------------------------------------------------------------------------------- the panels of many
 
 
 def _draw_losses(axis: "Axes", runs: list[Run], look: dict[str, Any]) -> None:
-    seeds = [_smooth([math.log(max(_value(s["loss"]), LOSS_FLOOR)) for s in run.steps]) for run in runs]
+    seeds = [smooth([math.log(max(_value(s["loss"]), LOSS_FLOOR)) for s in run.steps]) for run in runs]
     columns = list(zip(*seeds, strict=False))  # as far as every seed goes
     steps = list(range(1, len(columns) + 1))
     means = [statistics.fmean(column) for column in columns]
@@ -253,69 +253,9 @@ def _value(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    """The mean over a window of about a fifteenth of the run around each entry, of what is finite there.
-
-    The window shrinks towards both ends and stays centred, so that a falling line is not bent there.
-    """
-    widest = max(2, len(values) // 30)
-    smooth = []
-    for place in range(len(values)):
-        half = min(widest, place, len(values) - 1 - place)
-        window = [value for value in values[place - half : place + half + 1] if math.isfinite(value)]
-        smooth.append(statistics.fmean(window) if window else math.nan)
-    return smooth
-
-
-def _colors(count: int) -> list[Any]:
-    """Distinct hues for few lines; for many, whose order means depth in the network, dark to light."""
-    if count <= len(PALETTE):
-        return list(PALETTE[:count])
-    from matplotlib import colormaps
-
-    # The light end of viridis cannot be seen on white.
-    return [colormaps["viridis"](0.92 * place / (count - 1)) for place in range(count)]
-
-
-def plain(text: str) -> str:
-    """Without what matplotlib would read as a formula, or hide from a legend."""
-    return text.replace("$", r"\$").removeprefix("_")
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """A figure that belongs to no window and no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _log_ticks(axis: "Axes") -> None:
-    """Plain numbers along a logarithmic axis; 2 and 5 times the powers of ten too where there are few of those."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axis.get_ylim()
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _whole_numbers(axis: "Axis") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    # One tick is enough: for two, an axis of one epoch would be divided into fractions.
-    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
 def save(figure: "Figure", path: Path) -> Path:
     """Write a figure in the house's look; the end of `path` says in which format."""
-    for axis in figure.axes:
-        axis.grid(color="#E6E6E6", linewidth=0.7)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.title.set_color(INK)
+    style(figure)
     path.parent.mkdir(exist_ok=True)
     import matplotlib as mpl
 
