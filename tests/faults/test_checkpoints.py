@@ -77,14 +77,14 @@ def by_distributed_checkpoint(problem: Problem, optimizer: armijo.LineSearch, fo
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     _, saved = get_state_dict(problem.model, optimizer)
-    checkpoint.save({"optimizer": saved}, checkpoint_id=folder / "dcp", no_dist=True)
+    checkpoint.save({"optimizer": saved}, checkpoint_id=folder / "dcp")
 
     def restore(problem: Problem, fresh: armijo.LineSearch) -> None:
         # Where gradients are left from training, torch takes an optimizer without state for one that keeps none.
         fresh.zero_grad()
         model, empty = get_state_dict(problem.model, fresh)
         loaded = {"optimizer": empty}
-        checkpoint.load(loaded, checkpoint_id=folder / "dcp", no_dist=True)
+        checkpoint.load(loaded, checkpoint_id=folder / "dcp")
         set_state_dict(problem.model, fresh, model_state_dict=model, optim_state_dict=loaded["optimizer"])
 
     return restore
