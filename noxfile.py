@@ -5,7 +5,7 @@
 
 import nox
 
-FLOOR = ("torch==2.6.0", "transformers==5.2.0", "accelerate==1.10.0", "lightning==2.6.0")
+FLOOR = ("torch==2.6.0", "transformers==5.6.0", "accelerate==1.10.0", "lightning==2.6.0")
 PINNED_IN_FLOOR = ("torch", "transformers", "accelerate", "lightning", "pytorch-lightning")
 # What the floors themselves pin, or cannot do with in its newest version.
 FREE = ("sympy", "mpmath", "networkx", "fsspec", "huggingface_hub", "hf-xet", "tokenizers", "triton")

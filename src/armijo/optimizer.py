@@ -563,8 +563,9 @@ class LineSearch(Optimizer):
             raise MissingClosureError(
                 f"{type(self).__name__}.step() needs a closure that evaluates the loss, because a line search tries "
                 "several step sizes: optimizer.step(lambda: criterion(model(inputs), labels)). It runs zero_grad() and "
-                "backward() itself. If something else owns the backward pass, pass an armijo.Objective; for the Hugging "
-                "Face Trainer there are ArmijoTrainer and attach(trainer) in armijo.integrations.transformers."
+                "backward() itself. If something else owns the backward pass, pass an armijo.Objective; for the "
+                "Hugging Face Trainer there are ArmijoTrainer and attach(trainer) in armijo.integrations.transformers, "
+                "for Lightning ArmijoMixin in armijo.integrations.lightning."
             )
         for parameter in parameters:
             if parameter.requires_grad and parameter not in self.state:

@@ -80,9 +80,11 @@ def test_the_trajectory_is_that_of_one_process_with_all_rows(found: list[Any], c
     torch.testing.assert_close(many["parameters"], one["parameters"], rtol=1e-8, atol=1e-9)
 
 
-def test_masks_and_running_statistics_may_differ_between_ranks(found: list[Any]) -> None:
+def test_masks_may_differ_between_ranks_and_running_statistics_are_sent_round(found: list[Any]) -> None:
     many = alike(found, "ddp_dropout_and_batch_norm")
     assert {status for step in many["statuses"] for status in step} >= {"accepted"}
+    for rank in found:
+        assert all(map(torch.equal, rank["ddp_dropout_and_batch_norm"]["statistics"], many["statistics"]))
 
 
 @pytest.mark.parametrize("case", ["failing_in_the_forward", "failing_before_the_forward", "failing_in_a_trial"])

@@ -6,6 +6,7 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 import armijo
@@ -69,6 +70,7 @@ def test_a_step_is_skipped_where_the_gradients_overflow() -> None:
     assert scaler.get_scale() == 2.0**59
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot compile the wrappers of transformers 5")
 def test_a_compiled_model_takes_the_steps_of_the_plain_one() -> None:
     torch.compiler.reset()
     model, twin = bert(), bert()

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["Buffers"]
 
@@ -24,6 +25,9 @@ class Buffers:
     def __init__(self) -> None:
         self._names: dict[int, tuple[Module, dict[str, torch.Tensor | None]]] = {}
         self._values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # Whether DistributedDataParallel will send buffers round at its next forward. A forward without gradients
+        # takes that back: trials would differ from the baseline, and buffers drift apart for good.
+        self._sent_round: list[tuple[DistributedDataParallel, bool]] = []
 
     def add(self, module: Module) -> None:
         """Copy the buffers of a module and of everything inside it, unless they were copied already."""
@@ -35,6 +39,8 @@ class Buffers:
         for inner in module.modules():
             if id(inner) not in self._names:
                 self._names[id(inner)] = (inner, dict(inner._buffers))
+                if isinstance(inner, DistributedDataParallel):
+                    self._sent_round.append((inner, inner.require_forward_param_sync))
                 for buffer in inner._buffers.values():
                     if buffer is not None and not _overlaps(buffer, owned):
                         self._keep(buffer)
@@ -92,6 +98,8 @@ class Buffers:
             if isinstance(module._buffers, dict):  # a scripted module's are bound for good
                 module._buffers.clear()
                 module._buffers.update(names)
+        for wrapper, sent_round in self._sent_round:
+            wrapper.require_forward_param_sync = sent_round
         # Backwards, because of two tensors on one storage the later may have been copied after a change of the first.
         for buffer, copy in reversed(self._values.values()):
             if buffer.shape != copy.shape:  # observers take their shape from the first batch

@@ -295,5 +295,6 @@ def _check_loss(loss: object, *, graph: bool) -> None:
     if graph and not loss.requires_grad:
         raise ClosureContractError(
             "The loss that the closure returned has no graph to differentiate: it was detached, computed under "
-            f"torch.no_grad(), or depends on no trainable parameter. {remedy}"
+            f"torch.no_grad(), or depends on no trainable parameter. {remedy} Under Lightning the module derives from "
+            "ArmijoMixin (armijo.integrations.lightning) as well."
         )

@@ -1,0 +1,441 @@
+"""Lightning, in automatic and in manual optimisation (layer L4; needs lightning).
+
+Lightning's closure runs `training_step`, `zero_grad` and `backward` in one. Here it is run once, for the gradients, and
+each `training_step` in it is recorded as it happens; trials run the recorded ones again, forward only. They go the way
+that Lightning goes, through its strategy, so that autocast and the wrapper of several ranks are around each of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+from torch.nn import Module
+from torchmetrics import Metric, MetricCollection
+
+from armijo.errors import ConfigurationError
+from armijo.evaluation.objective import Closure, Objective, Record
+from armijo.optimizer import LineSearch
+from armijo.report import StepReport
+from armijo.search.records import Status
+
+__all__ = ["ArmijoMixin", "StepSizeLogger"]
+
+logger = logging.getLogger("armijo")
+
+if TYPE_CHECKING:
+    _Base = LightningModule
+else:
+    _Base = object
+
+
+class ArmijoMixin(_Base):
+    """Line searches for a module: `class Mine(ArmijoMixin, LightningModule)`.
+
+    `configure_optimizers` returns one of armijo's optimizers, with a scheduler or without; under any other optimizer
+    the mixin does nothing.
+
+    The loss of an update is that of all its batches (`accumulate_grad_batches`). A trial calls `training_step` again,
+    without gradients, with the masks, the buffers and the batch of the first time. `self.log` is then mute, and what
+    `training_step` has changed in attributes of the module (numbers, lists, dictionaries) or in torchmetrics is put
+    back. Anything else that it does beside computing the loss belongs under `if torch.is_grad_enabled():`.
+
+    A module that overrides one of the methods below calls `super()` in it.
+
+    Raises:
+        ConfigurationError: When the class is made, if the mixin stands behind LightningModule. From `fit`, under
+            DeepSpeed or FSDP1, or with a `training_step` that takes the iterator of the data loader.
+
+    Examples:
+        >>> import torch, armijo
+        >>> from lightning.pytorch import LightningModule
+        >>> from armijo.integrations.lightning import ArmijoMixin
+        >>> class Mine(ArmijoMixin, LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = torch.nn.Linear(4, 2)
+        ...     def training_step(self, batch, batch_idx):
+        ...         inputs, labels = batch
+        ...         return torch.nn.functional.cross_entropy(self.net(inputs), labels)
+        ...     def configure_optimizers(self):
+        ...         return armijo.AdamSLS(self.parameters())
+    """
+
+    _window: _Window | None = None
+    _trying = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = [base.__name__ for base in cls.__mro__]
+        if "LightningModule" in names and names.index("LightningModule") < cls.__mro__.index(ArmijoMixin):
+            raise ConfigurationError(
+                "ArmijoMixin stands behind LightningModule, whose methods would come first. Write "
+                f"class {cls.__name__}(ArmijoMixin, LightningModule)."
+            )
+
+    def record_loss(self, closure: Closure) -> Tensor:
+        """In manual optimisation: compute the loss, and have the next `optimizer.step()` search over it.
+
+        Args:
+            closure: returns the scalar loss and does nothing else.
+
+        Returns:
+            The loss, shape (), for `self.manual_backward`. Several before one step are added up, each with the factor
+            with which it enters the backward pass.
+
+        Raises:
+            ConfigurationError: In automatic optimisation, which records `training_step` by itself.
+
+        Examples:
+            >>> def training_step(self, batch, batch_idx):
+            ...     optimizer = self.optimizers()
+            ...     optimizer.zero_grad()
+            ...     loss = self.record_loss(lambda: self.loss(batch))
+            ...     self.manual_backward(loss)
+            ...     optimizer.step()
+        """
+        if self.automatic_optimization:
+            raise ConfigurationError(
+                "record_loss() is for manual optimisation; here training_step is recorded as a whole. Return the loss, "
+                "or set self.automatic_optimization = False in the module's constructor."
+            )
+        return closure() if self._window is None else self._window.record(self._mute_in_trials(closure))
+
+    # ------------------------------------------------------------------------------------------- Lightning's methods
+
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        """The callbacks of the module; of all methods the first that `fit` calls, so refusals stand here."""
+        if self.trainer.state.fn == "fit":
+            self._refuse()
+        return super().configure_callbacks()
+
+    def on_fit_start(self) -> None:
+        """Have the optimizers search."""
+        super().on_fit_start()
+        self._release()
+        optimizers = [optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, LineSearch)]
+        if optimizers:
+            self._connect(optimizers)
+
+    def on_fit_end(self) -> None:
+        """Leave optimizers and trainer as they were."""
+        self._release()
+        super().on_fit_end()
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step, unless `training_step` returned None for every batch of the update."""
+        if self._window is None or optimizer_closure is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+        loss = optimizer_closure()
+        if self._window.recorded:
+            super().optimizer_step(epoch, batch_idx, optimizer, lambda: loss)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log, unless this is a trial."""
+        if not self._trying:
+            super().log(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies of the module have recorded nothing."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_window"}
+
+    # ------------------------------------------------------------------------------------------------ its own means
+
+    def _refuse(self) -> None:
+        why = None
+        # By name: the packages lightning and pytorch_lightning have classes of their own.
+        kinds = {kind.__name__ for kind in type(self.trainer.strategy).__mro__}
+        if "DeepSpeedStrategy" in kinds:
+            why = 'DeepSpeed steps inside backward(), where no search can be put. Use strategy="ddp"'
+        elif "FSDPStrategy" in kinds:
+            why = "FSDPStrategy hides the parameters in flat shards. Use ModelParallelStrategy, which is FSDP2"
+        elif "dataloader_iter" in inspect.signature(self.training_step).parameters:
+            why = "a trial cannot draw the same batch from dataloader_iter again. Let training_step take the batch"
+        if why is not None:
+            raise ConfigurationError(f"armijo cannot search here: {why}, or leave ArmijoMixin out.")
+
+    def _connect(self, optimizers: list[LineSearch]) -> None:
+        trainer = self.trainer
+        strategy = trainer.strategy
+        assert strategy.model is not None
+        self._window = _Window(strategy.model, optimizers)
+        self._window.handles = [optimizer.register_step_pre_hook(self._hand_over) for optimizer in optimizers]
+        if self.automatic_optimization:
+            vars(strategy)["training_step"] = functools.partial(self._recorded, strategy, strategy.training_step)
+        if trainer.gradient_clip_val:
+            logger.warning(
+                "gradient_clip_val is %g: gradients are clipped before the search, which then takes the slope for "
+                "smaller than it is and accepts longer steps. Leave it out.",
+                trainer.gradient_clip_val,
+            )
+
+    def _release(self) -> None:
+        vars(self.trainer.strategy).pop("training_step", None)
+        for handle in [] if self._window is None else self._window.handles:
+            handle.remove()
+        self._window = None
+
+    def _recorded(self, strategy: Strategy, above: Callable[..., Any], *args: Any) -> Any:
+        """The strategy's `training_step`, recorded."""
+        # A trainer that was interrupted keeps this, and may train another module next.
+        if self._window is None or strategy.lightning_module is not self:
+            return above(*args)
+        kept = _copied(args)
+        outputs = []
+
+        def forward() -> Tensor:
+            if torch.is_grad_enabled():
+                outputs.append(above(*args))
+                return _loss(outputs[0])
+            return _loss(above(*_copied(kept)))
+
+        with suppress(_NoLossError):
+            self._window.record(self._mute_in_trials(forward))
+        return outputs.pop()
+
+    def _mute_in_trials(self, closure: Closure) -> Closure:
+        def forward() -> Tensor:
+            if torch.is_grad_enabled():
+                return closure()
+            metrics = [module for module in self.modules() if isinstance(module, (Metric, MetricCollection))]
+            with _left_alone([self, *metrics]):
+                self._trying = True
+                return closure()
+
+        return forward
+
+    def _hand_over(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before each step of an optimizer: in place of Lightning's closure, which it runs, it gets the objective."""
+        window = self._window
+        itself, *given = args
+        closure = given[0] if given else kwargs.get("closure")
+        assert window is not None
+        if closure is not None and (self.automatic_optimization or window.recorded):
+            # What is left of the backward pass, and the hooks between it and the step.
+            closure()
+        if window.recorded:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            return (itself, window.objective(1.0 if scaler is None else scaler.get_scale())), {}
+        if closure is None:
+            # A checkpoint asks for state with a bare step(); that must not become a search.
+            return None
+        if self.trainer.world_size > 1:
+            raise ConfigurationError(
+                "In manual optimisation on several ranks the gradients are averaged by manual_backward() alone. Write "
+                "loss = self.record_loss(closure); self.manual_backward(loss); optimizer.step()."
+            )
+        return (itself, self._mute_in_trials(closure)), {}
+
+
+class StepSizeLogger(Callback):
+    """Log what the searches found, through Lightning's own loggers.
+
+    There are `step_size` (or `step_size/COMPONENT`, where there are several), `forwards` (passes over a batch that an
+    update took; without a search as many as it has batches) and `accepted` (the share of searches that were). The last
+    two are over the last `log_every_n_steps` updates, so that none goes unseen. A component that was merged into
+    another goes on with the step size of that. With several optimizers the names begin with `AdamSLS-0/` and so on.
+
+    It works in automatic and manual optimisation, with `ArmijoMixin` or without.
+
+    Args:
+        prog_bar: whether to show the numbers in the progress bar too.
+
+    Examples:
+        >>> from lightning.pytorch import Trainer
+        >>> from armijo.integrations.lightning import StepSizeLogger
+        >>> # Trainer(callbacks=[StepSizeLogger()]).fit(module, loader)
+    """
+
+    def __init__(self, prog_bar: bool = False) -> None:
+        self.prog_bar = prog_bar
+        self._watched: list[_Watched] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to observe the optimizers."""
+        self._release()
+        searching = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, LineSearch)]
+        for index, optimizer in enumerate(searching):
+            prefix = f"{type(optimizer).__name__}-{index}/" if len(searching) > 1 else ""
+            last: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+            watched = _Watched(prefix, deque(maxlen=max(1, last)))
+            watched.handle = optimizer.register_observer(watched)
+            self._watched.append(watched)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log what the optimizers have done of late."""
+        for watched in self._watched:
+            if watched.reports:
+                pl_module.log_dict(watched.numbers(), prog_bar=self.prog_bar, on_step=True, on_epoch=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the observation."""
+        self._release()
+
+    def _release(self) -> None:
+        for watched in self._watched:
+            watched.handle.remove()
+        self._watched = []
+
+
+@dataclass
+class _Watched:
+    """What one optimizer has done of late."""
+
+    prefix: str
+    reports: deque[StepReport]
+    absorbed: dict[str, str] = field(default_factory=dict)
+    """The component into which one was merged."""
+    handle: Any = None
+
+    def __call__(self, report: StepReport) -> None:
+        self.reports.append(report)
+        self.absorbed |= {absorbed: kept for kept, absorbed in report.merges}
+
+    def numbers(self) -> dict[str, float]:
+        sizes = {component.label: component.step_size for component in self.reports[-1].components}
+        for absorbed, kept in reversed(self.absorbed.items()):
+            sizes.setdefault(absorbed, sizes[kept])
+        names = {label: f"step_size/{label}" if len(sizes) > 1 else "step_size" for label in sizes}
+        numbers = {names[label]: size for label, size in sizes.items()}
+        numbers["forwards"] = sum(report.forwards for report in self.reports) / len(self.reports)
+        searched = [component for report in self.reports for component in report.components if component.trials]
+        if searched:
+            accepted = sum(component.status is Status.ACCEPTED for component in searched)
+            numbers["accepted"] = accepted / len(searched)
+        return {self.prefix + name: number for name, number in numbers.items()}
+
+
+@dataclass
+class _Forward:
+    """A forward pass, and the factor with which its loss has entered the backward pass, once it has."""
+
+    record: Record
+    factor: Tensor | None = None
+
+
+class _Window:
+    """The forwards since the last step.
+
+    Args:
+        model: the module as the strategy has wrapped it. Its buffers change, and it says which ranks there are, also
+            where the wrapper's forward has begun before the recorded one.
+        optimizers: those that search.
+    """
+
+    def __init__(self, model: Module, optimizers: Sequence[LineSearch]) -> None:
+        self.handles: list[Any] = []
+        self._model, self._optimizers = model, optimizers
+        self._forwards: list[_Forward] = []
+
+    def record(self, closure: Closure) -> Tensor:
+        """Run a forward with gradients; when its loss enters a backward pass, it belongs to the objective."""
+        recorder = Objective([self._model])
+        loss = recorder.baseline(closure)
+        forward = _Forward(recorder.records[0])
+
+        def look(grad: Tensor) -> None:
+            # Whatever divides the loss afterwards, for accumulation or a GradScaler, is in its gradient.
+            self._forget()
+            forward.factor = grad.detach()
+
+        self._forwards.append(forward)
+        loss.register_hook(look)
+        return loss
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the loss of a recorded forward has entered a backward pass."""
+        return any(forward.factor is not None for forward in self._forwards)
+
+    def objective(self, scale: float) -> Objective:
+        """The recorded forwards, which are then forgotten."""
+        forwards, self._forwards = self._forwards, []
+        return Objective.recorded(
+            [
+                replace(forward.record, weight=float(forward.factor) / scale)
+                for forward in forwards
+                if forward.factor is not None
+            ]
+        )
+
+    def _forget(self) -> None:
+        """Where the gradients are gone (an update was left unfinished, a GradScaler skipped it), so are the losses."""
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        if all(parameter.grad is None for group in groups for parameter in group["params"]):
+            self._forwards = [forward for forward in self._forwards if forward.factor is None]
+
+
+class _NoLossError(Exception):
+    """`training_step` returned None, or something that Lightning will refuse."""
+
+
+def _loss(output: Any) -> Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise _NoLossError
+    return loss
+
+
+_MODULE = frozenset(vars(Module()))
+"""What torch keeps in a module; parameters and buffers are looked after elsewhere."""
+
+
+@contextmanager
+def _left_alone(modules: Sequence[Module]) -> Iterator[None]:
+    """Attributes of modules are afterwards as before; meanwhile containers and a metric's states are copies."""
+    kept = [(module, {n: v for n, v in vars(module).items() if n not in _MODULE}) for module in modules]
+    try:
+        for module, attributes in kept:
+            tensors = isinstance(module, Metric)
+            vars(module).update({name: _own(value, tensors) for name, value in attributes.items()})
+        yield
+    finally:
+        for module, attributes in kept:
+            for name in vars(module).keys() - attributes.keys() - _MODULE:
+                del vars(module)[name]
+            vars(module).update(attributes)
+
+
+def _own(value: Any, tensors: bool) -> Any:
+    if isinstance(value, dict):
+        own = copy.copy(value)
+        for key, inner in value.items():
+            own[key] = _own(inner, tensors)
+        return own
+    if isinstance(value, (list, set, deque)):
+        return copy.copy(value)
+    return value.clone() if tensors and isinstance(value, Tensor) else value
+
+
+def _copied(batch: Any) -> Any:
+    """The same tensors in containers of their own."""
+    if isinstance(batch, MutableMapping):
+        copied = copy.copy(batch)
+        for key, value in batch.items():
+            copied[key] = _copied(value)
+        return copied
+    if isinstance(batch, list):
+        copied = copy.copy(batch)
+        copied[:] = map(_copied, batch)
+        return copied
+    if type(batch) is tuple:
+        return tuple(map(_copied, batch))
+    if isinstance(batch, tuple) and hasattr(batch, "_make"):
+        return type(batch)._make(map(_copied, batch))  # pyright: ignore[reportAttributeAccessIssue]
+    return batch
