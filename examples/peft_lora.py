@@ -3,17 +3,25 @@
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from texts import MINILM, minilm, options, rows
 from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArguments
 
 import armijo
 from armijo.integrations.transformers import ArmijoTrainer, line_search
+from texts import MINILM, minilm, options, rows
 
 given = options(rank="8")
 train, held_out = rows(given.rows)
 torch.manual_seed(0)
 rank = int(given.rank)
-lora = LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules=["query", "value"])
+lora = LoraConfig(
+    task_type="SEQ_CLS",
+    r=rank,
+    lora_alpha=2 * rank,
+    target_modules="all-linear",
+    # A sentence encoder comes with a pooler that was never trained; it learns as a whole, like the new head.
+    exclude_modules=r".*pooler.*",
+    modules_to_save=["pooler", "classifier"],
+)
 model = get_peft_model(minilm(), lora)
 model.print_trainable_parameters()
 

@@ -7,7 +7,6 @@ import math
 
 import torch
 from datasets import Dataset
-from texts import options
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
@@ -15,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 import armijo
 from armijo.integrations.transformers import ArmijoMixin, line_search
 from armijo_lab.tasks import embedded
+from texts import options
 
 
 class Trainer(ArmijoMixin, SFTTrainer):

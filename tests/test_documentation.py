@@ -1,8 +1,10 @@
 """Every example runs: in docstrings, in the README, in docs/. And every public name is documented."""
 
+import contextlib
 import doctest
 import importlib
 import inspect
+import io
 import pkgutil
 import re
 from pathlib import Path
@@ -25,15 +27,26 @@ def test_docstring_examples_run(name: str) -> None:
     assert failures == 0
 
 
-def blocks(page: Path) -> str:
-    """The Python blocks of a page, as one program: later blocks use what earlier ones made."""
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The Python blocks of a page, each with the output that stands right below it, if one does."""
+    pattern = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?"
+    return re.findall(pattern, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def words(text: str) -> str:
+    """The text without its numbers, which are those of one machine, and without line breaks."""
+    return " ".join(re.sub(r"-?\d[\d.,]*(e[+-]?\d+)?|nan|inf", "#", text).split())
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
-def test_the_examples_of_a_page_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_a_page_run_and_print_what_it_shows(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     torch.manual_seed(0)
-    exec(compile(blocks(page), str(page.name), "exec"), {"__name__": "__main__"})
+    program: dict[str, object] = {"__name__": "__main__"}  # later blocks use what earlier ones made
+    for code, output in blocks(page):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(code, page.name, "exec"), program)
+        assert not output or words(printed.getvalue()) == words(output), printed.getvalue()
 
 
 @pytest.mark.parametrize("name", armijo.__all__)

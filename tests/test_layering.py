@@ -19,6 +19,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
     "armijo.directions": (("armijo.errors", "armijo.search", "armijo.components", "armijo.directions"), TORCH),
     "armijo.snapshot": (("armijo.errors", "armijo.search"), TORCH),
     "armijo.report": (("armijo.errors", "armijo.search"), TORCH),
+    "armijo.recorder": (("armijo.errors", "armijo.search", "armijo.report"), TORCH),
     "armijo.interrupts": ((), STDLIB),
     "armijo.checks": (("armijo.errors", "armijo.directions"), TORCH),
     "armijo.optimizer": (

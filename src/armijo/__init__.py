@@ -27,6 +27,7 @@ from armijo.evaluation.objective import Objective, Record
 from armijo.evaluation.rng import RandomState
 from armijo.optimizer import LineSearch
 from armijo.recipes import PLASLS, SGDSLS, AdamSLS
+from armijo.recorder import StepRecorder, read_steps
 from armijo.report import ComponentReport, StepReport
 from armijo.search.backtracking import Backtracking, FixedStep, PaperBacktracking
 from armijo.search.criteria import Armijo
@@ -67,9 +68,11 @@ __all__ = [
     "Record",
     "SplitError",
     "Status",
+    "StepRecorder",
     "StepReport",
     "Together",
     "Trial",
     "paper",
+    "read_steps",
     "split",
 ]
