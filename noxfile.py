@@ -29,4 +29,6 @@ def tests(session: nox.Session, versions: str) -> None:
         with open(constraints, "w", encoding="utf-8") as file:
             file.writelines([*kept, *(f"{pin}\n" for pin in FLOOR)])
         session.install("--constraint", constraints, "--editable", ".[test,studies]")
-    session.run("pytest", *(session.posargs or ["-n", "2"]))
+    # FSDP2 of torch 2.6 runs on GPUs alone.
+    without = ["--ignore=tests/distributed", "-k", "not two_processes"] if versions == "floor" else []
+    session.run("pytest", *without, *(session.posargs or ["-n", "2"]))
