@@ -200,10 +200,11 @@ def difference(ours: Cell, theirs: Cell, value: Callable[[Mapping[str, Any]], fl
 
 
 def time_ratio(cell: Cell, baseline: Cell | None) -> float | None:
-    """Training time over that of the baseline, a ratio of sums over the seeds that both did on the same hardware."""
+    """Training time over that of the baseline, over the seeds that both did alike (`_conditions`)."""
     if baseline is None:
         return None
-    shared = [seed for seed, record in cell.ended.items() if _hardware(record) == _hardware(baseline.ended.get(seed))]
+    others = baseline.ended
+    shared = [seed for seed, record in cell.ended.items() if _conditions(record) == _conditions(others.get(seed))]
     ours = sum(training_seconds(cell.ended[seed]) for seed in shared)
     theirs = sum(training_seconds(baseline.ended[seed]) for seed in shared)
     return ours / theirs if theirs > 0 else None
@@ -239,11 +240,12 @@ def score(cell: Cell, value: Callable[[Mapping[str, Any]], float | None]) -> flo
     return statistics.fmean((value(record) or 0.0) for record in cell.ended.values()) if cell.ended else 0.0
 
 
-def _hardware(record: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+def _conditions(record: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
+    """Hardware and commit: runs of other commits were done on other days, on a machine busy with other things."""
     if record is None:
         return None
     hardware = record["hardware"]
-    return hardware.get("gpu", hardware["cpu"]), hardware["threads"], hardware.get("float32_matmul")
+    return record["commit"], hardware.get("gpu", hardware["cpu"]), hardware["threads"], hardware.get("float32_matmul")
 
 
 def _word(value: Any) -> str:

@@ -246,7 +246,7 @@ def _legend(cells: Sequence[Cell]) -> str:
         f"*best*, *last*: the task's first metric after the best and the last epoch, on the held-out rows ({rows}); "
         f"*all rows*: {final}. ± is the sample standard deviation over the seeds. *mean log loss* is (1/T)·Σ log f_t "
         "over all steps. *time*: training time over that of the first Adam or AdamW on the same task, rows, batches, "
-        "model and hardware, a ratio over shared seeds; runs shared their machine with others, so the study "
+        "model, hardware and commit, a ratio over shared seeds; runs shared their machine with others, so the study "
         "`overhead` is the one to believe. *failed searches*: steps in which one failed. *smallest step size*: of "
         "any component at any step of any seed."
     )
