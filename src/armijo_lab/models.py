@@ -7,13 +7,14 @@ that lies beside them is run.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import importlib.metadata
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from armijo_lab.tasks import TaskData
 __all__ = [
     "EMBEDDED",
     "EncoderClassifier",
+    "adapt",
     "check_folder",
     "check_tokenizer",
     "describe",
@@ -158,6 +160,61 @@ def _untrained(name: str | None, task: TaskData, paper_protocol: bool, seed: int
         return auto.from_config(config).eval(), tokenizer
 
 
+def adapt(model: nn.Module, rank: int, alpha: float, targets: Sequence[str] | None, seed: int = 0) -> None:
+    """Freeze the encoder and put LoRA adapters beside its linear layers; they, the pooler and the head can be trained.
+
+    Args:
+        model: As `load` returns it; it is changed in place.
+        rank: Of each adapter, ≥ 1.
+        alpha: An adapter's product is scaled by alpha / rank.
+        targets: The names of the layers to adapt, as in `query`; `None` for every linear layer of the encoder.
+        seed: Seeds torch's generators, from which the adapters are drawn.
+
+    Raises:
+        BadInputError: The encoder has no such layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
+
+    body = inner(model).base_model
+    # Some weights come without a pooler, and then it is drawn at random like the head.
+    poolers = [name for name, _ in body.named_modules() if name.rpartition(".")[2] == "pooler"]
+    linear = {
+        name: name.rpartition(".")[2]
+        for name, module in body.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and not any(name.startswith(f"{pooler}.") for pooler in poolers)
+    }
+    known = dict.fromkeys(linear.values())
+    if not known:
+        raise BadInputError(f"LoRA adapts linear layers, and {type(body).__name__} has none; leave out --lora.")
+    for target in targets or ():
+        if target not in known:
+            raise BadInputError(
+                f"{type(body).__name__} has no linear layer {target!r} to adapt; --lora-targets takes names among "
+                f"{', '.join(known)}."
+            )
+    torch.manual_seed(seed)
+    chosen = [name for name, last in linear.items() if targets is None or last in targets]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen)  # pyright: ignore[reportArgumentType]
+    inject_adapter_in_model(config, body)
+    for name in poolers:
+        body.get_submodule(name).requires_grad_(True)
+
+
+def _merged(model: nn.Module) -> nn.Module:
+    """A copy whose adapters are added to the weights that they stand beside; without adapters the model itself."""
+    if not any("lora_" in name for name, _ in model.named_parameters()):
+        return model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    return model
+
+
 def _agree_on_padding(model: nn.Module, tokenizer: Any, shown: str) -> None:
     """Tell a model that names no padding token (GPT-2's, say) the tokenizer's: without one it takes no batch."""
     body = inner(model)
@@ -203,11 +260,14 @@ def max_length(model: nn.Module, tokenizer: Any) -> int | None:
 def save(model: nn.Module, tokenizer: Any, folder: Path, task: TaskData) -> None:
     """Write the model and the tokenizer into `folder`, as `from_pretrained` of transformers reads them.
 
+    LoRA adapters are merged into the weights, so that nobody needs peft to read them.
+
     An `EncoderClassifier` is written as its encoder, for `AutoModel`, with the head beside it: `head.safetensors`
     (tensors `weight` and `bias`) and `head.json` (`labels`, `hidden_size`).
     """
     from safetensors.torch import save_file
 
+    model = _merged(model)
     with _silence():
         body = inner(model)
         body.save_pretrained(folder)

@@ -1,7 +1,8 @@
 """How each optimizer takes a step: one interface over line searches, torch's own optimizers and those of others.
 
-The training loop hands over a function that computes the loss of the batch; what a method makes of it (one backward
-pass, a search, a second mode for evaluation) stands here and nowhere else.
+The training loop hands over the function that computes the loss of the batch, or several whose sum it is, for the
+micro-batches of a step; what a method makes of them (one backward pass, a search, a second mode for evaluation) stands
+here and nowhere else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 Loss = Callable[[], torch.Tensor]
-"""The loss of the batch at the current parameters, of shape (); it does nothing else."""
+"""The loss of the batch, or what a part of it adds, at the current parameters, of shape (); it does nothing else."""
 
 FAILURES = ("exhausted", "nonfinite", "nondeterministic")
 """The statuses of a search that found no step size."""
@@ -50,7 +51,7 @@ class Taken:
 
     Attributes:
         loss: f_k at the start of the step.
-        forwards: Forward passes, those with gradients included.
+        forwards: Forward passes over the whole batch, those with gradients included.
         rate: The learning rate it moved with; `None` for a line search of ours, and where a package keeps it to itself.
         components: For a line search of ours a dict for each component, as `armijo.ComponentReport` has it.
         merges: Pairs of a kept and an absorbed label.
@@ -79,12 +80,11 @@ class Stepper:
         self.optimizer: Any = optimizer
         self.scheduler = scheduler
 
-    def step(self, loss: Loss) -> Taken:
-        """Take one step on a batch."""
+    def step(self, *parts: Loss) -> Taken:
+        """Take one step on a batch, whose loss is the sum of its parts."""
         rate = self._rate()
         self.optimizer.zero_grad(set_to_none=True)
-        value = loss()
-        value.backward()
+        value = _backward(parts)
         self._move(value)
         if self.scheduler is not None:
             self.scheduler.step()
@@ -124,14 +124,14 @@ class SearchStepper(Stepper):
         super().__init__(optimizer)
         self._counted = optimizer.criterion = _CountedTies(optimizer.criterion)
 
-    def step(self, loss: Loss) -> Taken:
+    def step(self, *parts: Loss) -> Taken:
         """Search and move."""
         self._counted.ties = 0
-        value = self.optimizer.step(loss).item()
+        value = self.optimizer.step(parts[0] if len(parts) == 1 else self._accumulated(parts)).item()
         report = self.optimizer.report
         return Taken(
             value,
-            forwards=report.forwards,
+            forwards=report.forwards // len(parts),
             components=[
                 {
                     "label": component.label,
@@ -147,6 +147,15 @@ class SearchStepper(Stepper):
             ties=self._counted.ties,
             moved_loss=getattr(self.optimizer, "moved_loss", None),
         )
+
+    def _accumulated(self, parts: Sequence[Loss]) -> Any:
+        from armijo import Objective
+
+        self.optimizer.zero_grad(set_to_none=True)
+        objective = Objective()
+        for part in parts:
+            objective.baseline(part).backward()
+        return objective
 
     def components(self) -> list[dict[str, Any]]:
         """Label, step size and number of parameters of each component."""
@@ -253,7 +262,7 @@ class MomoStepper(HiddenRateStepper):
 class SalsaStepper(Stepper):
     """SaLSA: the step calls a closure that runs backward where it is told to."""
 
-    def step(self, loss: Loss) -> Taken:
+    def step(self, *parts: Loss) -> Taken:
         """Search, or move with the step size it has."""
         import numpy
 
@@ -261,11 +270,9 @@ class SalsaStepper(Stepper):
 
         def closure(backwards: bool = False) -> torch.Tensor:
             if not backwards:
-                return loss()
+                return _whole(parts)
             optimizer.zero_grad(set_to_none=True)
-            value = loss()
-            value.backward()
-            return value.detach()
+            return _backward(parts)
 
         module: Any = sys.modules[type(optimizer).__module__]
         before = optimizer.state["n_forwards"]
@@ -302,14 +309,13 @@ class GenStepper(Stepper):
         self._every = every
         self._steps = 0
 
-    def step(self, loss: Loss) -> Taken:
+    def step(self, *parts: Loss) -> Taken:
         """Correct the rate where it is time to, and move."""
         from GeN import lr_parabola
 
         rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.zero_grad(set_to_none=True)
-        value = loss()
-        value.backward()
+        value = _backward(parts)
         forwards = 1
         if (self._steps + 1) % self._every == 0:
             # It moves by the optimizer's own step, evaluates on both sides, and comes back to where it was.
@@ -317,7 +323,7 @@ class GenStepper(Stepper):
             criterion: Any = _first
             with contextlib.redirect_stdout(None):
                 lr_parabola(
-                    _LossOf(self._model, loss),
+                    _LossOf(self._model, lambda: _whole(parts)),
                     self.optimizer,
                     criterion=criterion,
                     tr_iter=iter([(nothing, nothing)]),
@@ -330,6 +336,22 @@ class GenStepper(Stepper):
         self._steps += 1
         self.optimizer.step()
         return Taken(value.item(), forwards=forwards, rate=rate)
+
+
+def _backward(parts: Sequence[Loss]) -> torch.Tensor:
+    """Add up the gradients part by part, so that the activations of one are there at a time; the loss, detached."""
+    values = []
+    for part in parts:
+        value = part()
+        value.backward()
+        values.append(value.detach())
+    first, *others = values
+    return sum(others, first)
+
+
+def _whole(parts: Sequence[Loss]) -> torch.Tensor:
+    first, *others = (part() for part in parts)
+    return sum(others, first)
 
 
 def _first(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

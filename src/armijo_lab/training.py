@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -104,13 +105,17 @@ class TrainingConfig:
         evaluation_limit: The most rows to evaluate on, ≥ 1.
         evaluate_all: Whether to evaluate on all held-out rows too, once, after the last epoch.
         epochs: ≥ 1.
-        batch_size: Rows a step, ≥ 1; the last batch of an epoch may be smaller.
+        batch_size: Rows a step, ≥ 1, or with `accumulate` a micro-batch; the last one of an epoch may be smaller.
         max_length: Tokens after which a text is cut, ≥ 3; `None` for 128, with `paper_protocol` for 256.
         seed: Of the new head, dropout and the order of the rows.
         precision: `fp32`; `bf16`: weights in float32, forward passes under bfloat16 autocast; `fp64`: everything in
             float64.
         device: `auto` (the first of cuda, mps, cpu that is there), or a name that torch knows.
         paper_protocol: The protocol of arXiv 2403.18506: no dropout, rows in their order, a linear head on [CLS].
+        lora: The rank of LoRA adapters, ≥ 1, trained with the head in place of the whole model; `None` for none.
+        lora_alpha: Their scale times their rank, > 0; `None` for twice the rank.
+        lora_targets: Names of the layers that get one, between commas; `None` for every linear layer of the encoder.
+        accumulate: Micro-batches a step, ≥ 1: the loss of a step is the mean over the rows of all; `None` for 1.
         checkpoint_every: Steps between checkpoints, ≥ 1; `None` for none but at an interruption.
         save_models: Whether to write `best` and `last`.
     """
@@ -134,6 +139,10 @@ class TrainingConfig:
     precision: str = "fp32"
     device: str = "auto"
     paper_protocol: bool = False
+    lora: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: str | None = None
+    accumulate: int | None = None
     checkpoint_every: int | None = None
     save_models: bool = True
 
@@ -152,6 +161,8 @@ class TrainingConfig:
         for option, value, low in (
             ("--epochs", self.epochs, 1),
             ("--batch-size", self.batch_size, 1),
+            ("--lora", self.lora, 1),
+            ("--accumulate", self.accumulate, 1),
             ("--max-length", self.max_length, 3),
             ("--limit", self.limit, 1),
             ("--eval-limit", self.evaluation_limit, 1),
@@ -164,7 +175,19 @@ class TrainingConfig:
         if self.precision not in PRECISIONS:
             raise BadInputError(f"There is no precision {self.precision!r}; choose {' or '.join(PRECISIONS)}.")
         _device(self.device)
+        self._check_lora()
         self._check_data()
+
+    def _check_lora(self) -> None:
+        for option, value in (("--lora-alpha", self.lora_alpha), ("--lora-targets", self.lora_targets)):
+            if value is not None and self.lora is None:
+                raise BadInputError(f"{option} describes LoRA adapters; say their rank with --lora, as in --lora 8.")
+        if self.lora_alpha is not None and not (self.lora_alpha > 0 and math.isfinite(self.lora_alpha)):
+            raise BadInputError(f"--lora-alpha is {self.lora_alpha:g}; it must be a number above 0.")
+        if self.lora is not None and importlib.util.find_spec("peft") is None:
+            raise BadInputError(
+                "--lora needs peft, which is not installed; install it with: pip install 'armijo[peft]'."
+            )
 
     def _check_data(self) -> None:
         if self.task is not None and self.train is not None:
@@ -204,6 +227,23 @@ class TrainingConfig:
         if self.max_length is not None:
             return self.max_length
         return 256 if self.paper_protocol else 128
+
+    @property
+    def rows_a_step(self) -> int:
+        """The rows whose mean loss a step is taken on, where an epoch has so many left."""
+        return self.batch_size * (self.accumulate or 1)
+
+    def adapt(self, model: nn.Module) -> None:
+        """Give a model the LoRA adapters that are asked for, in place; nothing where none are.
+
+        Raises:
+            BadInputError: It has no such layers.
+        """
+        if self.lora is None:
+            return
+        targets = None if self.lora_targets is None else [name.strip() for name in self.lora_targets.split(",")]
+        alpha = 2.0 * self.lora if self.lora_alpha is None else self.lora_alpha
+        models.adapt(model, self.lora, alpha, targets, self.seed)
 
 
 def load_task(config: TrainingConfig) -> TaskData:
@@ -420,6 +460,10 @@ class _Training:
         self.task = task
         self.tokenizer = tokenizer
         self.device = _device(config.device)
+        self.described = models.describe(config.model, model)
+        config.adapt(model)
+        if config.lora is not None:
+            self.described["trainable"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.model = model.to(self.device, torch.float64 if config.precision == "fp64" else torch.float32)
         self.method = methods.parse(config.optimizer)
         self.rows = _Rows(task, task.train, tokenizer, config.tokens, self.device)
@@ -427,7 +471,7 @@ class _Training:
         self.final = None
         if task.final is not None:
             self.final = _Rows(task, task.final, tokenizer, config.tokens, self.device)
-        self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
+        self.steps_per_epoch = math.ceil(len(self.rows) / config.rows_a_step)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._try_a_forward()
         self.stepper = self.method.build(self.model, self.total_steps)
@@ -485,8 +529,10 @@ class _Training:
         """Take one step; its record."""
         progress = self.progress
         with progress.clock("training"):
-            inputs, targets = self.rows.batch(places)
-            taken = self.stepper.step(lambda: self.loss(inputs, targets))
+            size = self.config.batch_size
+            taken = self.stepper.step(
+                *(self._part(places[first : first + size], len(places)) for first in range(0, len(places), size))
+            )
         loss = taken.loss
         epoch = progress.step // self.steps_per_epoch + 1
         progress.step += 1
@@ -513,6 +559,12 @@ class _Training:
             "components": taken.components,
             "merges": taken.merges,
         }
+
+    def _part(self, places: Sequence[int], rows: int) -> Callable[[], torch.Tensor]:
+        """What computes the share that some rows have in the mean loss over all rows of a step."""
+        inputs, targets = self.rows.batch(places)
+        share = len(places) / rows
+        return lambda: self.loss(inputs, targets) * share
 
     # ------------------------------------------------------------------------------------------------- the evaluation
 
@@ -672,7 +724,7 @@ class _Training:
             "armijo": surroundings["versions"].get("armijo"),
             "command": command,
             "config": {**dataclasses.asdict(self.config), "max_length": self.config.tokens},
-            "model": models.describe(self.config.model, self.model),
+            "model": self.described,
             "task": {
                 "name": task.name,
                 "description": task.description,
@@ -725,7 +777,7 @@ def train(
     Args:
         config: The run's configuration.
         task: The data.
-        model: As `models.load` returns it; it is trained in place.
+        model: As `models.load` returns it; it is trained, and with `config.lora` adapted, in place.
         tokenizer: The model's.
         folder: Where to write.
         observe: Sees every record as it is written.
@@ -765,7 +817,7 @@ def _run_to_its_end(
             "kind": "start",
             "step": progress.step,
             "total_steps": training.total_steps,
-            "model": models.describe(config.model, training.model)["name"],
+            "model": training.described["name"],
             "task": task.name,
             "train_rows": len(task.train),
             "eval_rows": len(task.evaluation),
@@ -784,7 +836,7 @@ def _run_to_its_end(
         if done < training.steps_per_epoch and not stop.requested:
             if not order:
                 order = training.order(epoch)
-            places = order[done * config.batch_size : (done + 1) * config.batch_size]
+            places = order[done * config.rows_a_step : (done + 1) * config.rows_a_step]
             record = training.step(places)
             with progress.clock("logging"):
                 log.step(record)

@@ -135,7 +135,7 @@ def test_ctrl_c_before_the_first_step_writes_nothing(armijo, common, tmp_path, m
         ("finetune --train {rows} --text text --label label --limit 1", "one label"),
         ("finetune --epochs 0", "--epochs is 0"),
         ("finetune --epochs many", "See: armijo finetune --help"),
-        ("finetune --colour red", "No such option: --colour. See: armijo finetune --help"),
+        ("finetune --xyz red", "No such option: --xyz. See: armijo finetune --help"),
         ("predict", "Missing argument 'FOLDER'. See: armijo predict --help"),
         ("finetune --train=", "--train is empty; name a file with rows"),
         ("finetune --model=", "--model is empty"),

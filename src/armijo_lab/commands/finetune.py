@@ -44,8 +44,12 @@ def finetune(
         ),
     ] = "plasls",
     paper_protocol: options.PaperProtocol = False,
+    lora: options.Lora = None,
+    lora_alpha: options.LoraAlpha = None,
+    lora_targets: options.LoraTargets = None,
     epochs: options.Epochs = 5,
     batch_size: options.BatchSize = 32,
+    accumulate: options.Accumulate = None,
     max_length: options.MaxLength = None,
     seed: options.Seed = 0,
     precision: options.Precision = "fp32",
@@ -74,6 +78,7 @@ def finetune(
       armijo finetune --train mine.csv --text review --label stars
       armijo finetune --task rte --model roberta-base --precision bf16
       armijo finetune --optimizer adam:lr=2e-5,schedule=cosine --seed 1
+      armijo finetune --lora 8 --batch-size 8 --accumulate 4
       armijo finetune --resume runs/20260101-120000-sst2-plasls
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
     from armijo_lab import training
@@ -110,6 +115,10 @@ def finetune(
                 precision=precision,
                 device=device,
                 paper_protocol=paper_protocol,
+                lora=lora,
+                lora_alpha=lora_alpha,
+                lora_targets=lora_targets,
+                accumulate=accumulate,
                 checkpoint_every=checkpoint_every,
             )
             config.check()

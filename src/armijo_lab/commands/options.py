@@ -152,8 +152,49 @@ PaperProtocol = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+Lora = Annotated[
+    int | None,
+    typer.Option(
+        "--lora",
+        help="Train LoRA adapters of this rank and the head, and leave the encoder as it is. Needs peft.",
+        metavar="RANK",
+        rich_help_panel=_MODEL,
+        show_default="the whole model is trained",
+    ),
+]
+LoraAlpha = Annotated[
+    float | None,
+    typer.Option(
+        "--lora-alpha",
+        help="An adapter is scaled by ALPHA / RANK.",
+        metavar="ALPHA",
+        rich_help_panel=_MODEL,
+        show_default="twice the rank",
+    ),
+]
+LoraTargets = Annotated[
+    str | None,
+    typer.Option(
+        "--lora-targets",
+        help="The layers that get an adapter, as in query,value.",
+        metavar="NAMES",
+        parser=given("--lora-targets", "the layers that get an adapter, as in query,value"),
+        rich_help_panel=_MODEL,
+        show_default="every linear layer of the encoder",
+    ),
+]
 Epochs = Annotated[int, typer.Option("--epochs", help="Passes over the rows.", metavar="N", rich_help_panel=_TRAINING)]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Rows a step.", metavar="N", rich_help_panel=_TRAINING)]
+Accumulate = Annotated[
+    int | None,
+    typer.Option(
+        "--accumulate",
+        help="Batches a step: the gradients of N batches are added up, and the search sees the loss of all their rows.",
+        metavar="N",
+        rich_help_panel=_TRAINING,
+        show_default="1",
+    ),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option(

@@ -146,7 +146,7 @@ def _training(summary: dict[str, Any]) -> str:
     text = (
         f"## Training\n\nOptimizer: {how}\n\n{_counted(task['train_rows'], 'row')}, "
         f"{_counted(config['epochs'], 'epoch')}, batches of "
-        f"{config['batch_size']}, texts cut to {config['max_length']} tokens, {config['precision']}, "
+        f"{_batch(config)}, texts cut to {config['max_length']} tokens, {config['precision']}, "
         f"{_counted(summary['steps'], 'step')}, {summary['seconds']['training']:.0f} s. Mean loss over the last epoch: "
         f"{_number(summary['train_loss'])}.\n"
     )
@@ -154,6 +154,14 @@ def _training(summary: dict[str, Any]) -> str:
         text += (
             "\nThe protocol is that of arXiv 2403.18506: no dropout, rows always in the same order, one linear layer "
             "on the first token.\n"
+        )
+    if config.get("lora") is not None:
+        targets = config["lora_targets"] or "every linear layer"
+        alpha = 2 * config["lora"] if config["lora_alpha"] is None else config["lora_alpha"]
+        text += (
+            f"\nOnly LoRA adapters of rank {config['lora']} (alpha {_number(alpha)}) beside {targets} of the encoder "
+            f"and the head were trained, {summary['model']['trainable']:,} parameters in all. The adapters are merged "
+            "into the weights in `best` and `last`.\n"
         )
     if optimizer["components"]:
         rows = [
@@ -166,6 +174,11 @@ def _training(summary: dict[str, Any]) -> str:
             + _table(["component", "parameters", "step size"], rows)
         )
     return text + "\n`figures/training.png` shows the run, `metrics.jsonl` holds every step of it.\n"
+
+
+def _batch(config: dict[str, Any]) -> str:
+    size, accumulate = config["batch_size"], config.get("accumulate") or 1
+    return str(size) if accumulate == 1 else f"{size * accumulate} (gradients of {accumulate} times {size} added up)"
 
 
 def _limits(summary: dict[str, Any]) -> str:

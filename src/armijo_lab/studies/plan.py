@@ -421,6 +421,10 @@ _LEFT_OUT: dict[str, Any] = {
     "precision": "fp32",
     "device": "auto",
     "paper_protocol": False,
+    "lora": None,
+    "lora_alpha": None,
+    "lora_targets": None,
+    "accumulate": None,
     "checkpoint_every": None,
     "save_models": True,
 }
