@@ -8,11 +8,11 @@ from sentence_transformers import SentenceTransformer
 from setfit import SetFitModel, Trainer, TrainingArguments
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
-from texts import MINILM, options
 
 import armijo
 from armijo.integrations.transformers import attach, line_search
 from armijo_lab.tasks import Split, embedded
+from texts import MINILM, options
 
 
 def few(split: Split, each: int) -> Dataset:
