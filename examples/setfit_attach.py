@@ -31,6 +31,7 @@ trainer = Trainer(
         "runs/setfit_attach",
         batch_size=16,
         max_steps=given.epochs * max(1, given.rows // 32),
+        warmup_proportion=0.0,  # a search needs none
         logging_steps=5,
         save_strategy="no",
         report_to="none",

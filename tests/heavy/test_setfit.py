@@ -39,7 +39,7 @@ def made(folder: str, output: Path, **options: Any) -> Trainer:
 
 
 def test_the_trainer_inside_takes_the_steps_of_a_plain_loop(folder: str, tmp_path: Path) -> None:
-    trainer = made(folder, tmp_path)
+    trainer = made(folder, tmp_path, warmup_proportion=0.0)
     twin = copy.deepcopy(trainer.model.model_body)
     attach(trainer.st_trainer, line_search(armijo.AdamSLS))
     updates = watched(trainer.st_trainer)
@@ -58,7 +58,7 @@ def test_the_trainer_inside_takes_the_steps_of_a_plain_loop(folder: str, tmp_pat
 
 
 def test_its_logs_and_its_defaults(folder: str, tmp_path: Path) -> None:
-    """It renames the loss in the logs, and asks for a warm-up that belongs to a rate that was chosen beforehand."""
+    """It renames the loss in the logs; its warm-up, of half the steps here, ends with whole steps."""
     trainer = made(folder, tmp_path, warmup_proportion=0.5)
     attach(trainer.st_trainer, line_search(armijo.PLASLS, n_groups=2))
     trainer.train()

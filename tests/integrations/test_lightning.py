@@ -743,3 +743,65 @@ def test_without_the_mixin_the_first_step_is_refused(scaled: bool) -> None:
     with pytest.raises((armijo.ClosureContractError, armijo.MissingClosureError)):
         fitted(Unmixed(net), plugins=plugin if scaled else None)  # pyright: ignore
     assert all(map(torch.equal, before, parameters(net)))
+
+
+class Skipping(LightningModule):
+    """Draws whether a batch counts, after its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+        self.drawn: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.net(batch).square().mean()
+        draw = float(torch.rand(()))
+        if torch.is_grad_enabled():
+            self.drawn.append(draw)
+        return None if draw < 0.5 else loss
+
+    def configure_optimizers(self) -> Any:
+        return armijo.SGDSLS(self.parameters()) if isinstance(self, ArmijoMixin) else torch.optim.SGD(self.parameters())
+
+
+class SkippingSearched(ArmijoMixin, Skipping):
+    pass
+
+
+def test_a_batch_without_a_loss_has_been_seen_all_the_same() -> None:
+    found = []
+    for kind in (SkippingSearched, Skipping):
+        module = kind()
+        inputs = [torch.randn(8, 4, generator=torch.Generator().manual_seed(i)) for i in range(10)]
+        data: Any = DataLoader(inputs, batch_size=None)  # pyright: ignore[reportArgumentType]
+        fitted(module, data=data, max_epochs=1)
+        found.append((module.drawn, int(module.net[1].num_batches_tracked)))  # pyright: ignore
+    assert found[0] == found[1]
+    assert min(found[0][0]) < 0.5 < max(found[0][0])
+
+
+def test_a_loss_outside_training_is_not_recorded() -> None:
+    module = Manual(bert())
+
+    class Validate(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            assert module._window is not None
+            with torch.no_grad():
+                loss = module.record_loss(lambda: module.loss(batched(rows(), BATCH)[0]))
+            assert not loss.requires_grad
+            assert not module._window._forwards
+
+    fitted(module, Validate(), max_epochs=1)
+
+
+def test_manual_optimisation_without_a_recorded_loss_says_what_to_write() -> None:
+    class Ordinary(Manual):
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    with pytest.raises(armijo.ConfigurationError, match=r"loss = self.record_loss\(lambda"):
+        fitted(Ordinary(bert()), max_epochs=1)

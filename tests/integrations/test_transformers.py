@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import armijo
-from integrations.plain import BATCH, plain, same
-from integrations.rows import bert, parameters, rows
+from integrations.plain import BATCH, cross_entropy, plain, same
+from integrations.rows import batched, bert, parameters, rows
 
 pytest.importorskip("transformers")
 
@@ -257,11 +257,110 @@ def test_defaults_made_for_a_learning_rate_are_replaced_and_other_values_kept(
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_the_slope_of_clipped_gradients_is_what_is_warned_of(tmp_path: Path) -> None:
-    """Nothing but the direction's length changes, so that the trainer's own clipping can be used."""
-    trainer, watch = made(tmp_path, bert(), max_grad_norm=0.01)
+def test_clipping_shortens_the_slope(tmp_path: Path) -> None:
+    slopes = []
+    for clipped in (0.01, 0.0):
+        trainer, watch = made(tmp_path, bert(), choice=line_search(armijo.SGDSLS), max_grad_norm=clipped, max_steps=1)
+        trainer.train()
+        slopes.append(watch.reports[0].components[0].slope)
+    assert slopes[0] == pytest.approx(0.01**2, rel=1e-3)
+    assert slopes[1] > 100 * slopes[0]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Five batches: of two micro-batches an update, the last is left to the next epoch."""
+
+    def __iter__(self) -> Any:
+        return iter(rows(5 * BATCH))
+
+
+def test_a_micro_batch_that_is_left_over_belongs_to_the_next_update(tmp_path: Path) -> None:
+    model = bert()
+    given = arguments(tmp_path, gradient_accumulation_steps=2, max_steps=6)
+    trainer = ArmijoTrainer(model, given, train_dataset=Stream(), optimizer_cls_and_kwargs=line_search(armijo.SGDSLS))
+    found = []
+
+    class Compare(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            assert trainer._window is not None
+            objective = trainer._window.objective(1.0)
+            grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            with torch.enable_grad():
+                total = sum(record.weight * record.closure() for record in objective.records)
+                again = torch.autograd.grad(total, [p for n, p in model.named_parameters() if n in grads])
+            found.append((len(objective.records), [*grads.values()], [*again]))
+
+    trainer.add_callback(Compare())
     trainer.train()
-    assert {component.status for report in watch.reports for component in report.components} <= {"accepted", "skipped"}
+    assert {records for records, _, _ in found} == {2, 3}
+    for _, grads, again in found:
+        torch.testing.assert_close(grads, again, rtol=1e-4, atol=1e-6)
+
+
+def test_an_interrupted_trainer_leaves_the_optimizer_alone(tmp_path: Path) -> None:
+    model = bert()
+    optimizer = armijo.AdamSLS(model.parameters())
+
+    class Stop(TrainerCallback):
+        def on_substep_end(self, *args: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+    given = arguments(tmp_path, gradient_accumulation_steps=2)
+    trainer = ArmijoTrainer(model, given, train_dataset=rows(), optimizers=(optimizer, None))
+    trainer.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    model.zero_grad()
+    batch = batched(rows(), BATCH)[0]
+    optimizer.step(lambda: cross_entropy(model.train(), batch))
+    assert optimizer.report.step == 1
+    assert optimizer.report.forwards == 1 + optimizer.report.components[0].trials
+
+
+def test_warm_up_stays_warm_up(tmp_path: Path) -> None:
+    trainer, _ = made(tmp_path, bert(), warmup_steps=4)
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, optimizer: Any, **kwargs: Any) -> None:
+            seen.append(optimizer.param_groups[0]["lr"])
+
+    trainer.add_callback(Look())
+    trainer.train()
+    assert seen[:6] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+class Shifted(nn.Module):
+    """Divides its loss by the number of items, as it is told, and is negative all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = bert()
+
+    def forward(self, num_items_in_batch: Any = None, **batch: Any) -> dict[str, torch.Tensor]:
+        labels = batch.pop("labels")
+        logits = self.inner(**batch).logits
+        return {"loss": (torch.nn.functional.cross_entropy(logits, labels, reduction="sum") - 500) / num_items_in_batch}
+
+
+def test_a_loss_that_is_divided_is_not_divided_again(tmp_path: Path) -> None:
+    trainer, watch = made(tmp_path, Shifted(), gradient_accumulation_steps=2, max_steps=1, remove_unused_columns=False)
+    trainer.model_accepts_loss_kwargs = True
+    trainer.train()
+    assert trainer.model_accepts_loss_kwargs
+    assert watch.reports[0].loss == pytest.approx((2 * BATCH * 1.1 - 2 * 500) / (2 * BATCH), abs=1.0)
+
+
+def test_attach_comes_before_an_optimizer(tmp_path: Path) -> None:
+    model = bert()
+    foreign = torch.optim.AdamW(model.parameters())
+    with pytest.raises(armijo.ConfigurationError, match="has an optimizer already, AdamW"):
+        attach(Trainer(model, arguments(tmp_path), train_dataset=rows(), optimizers=(foreign, None)))
+    ours = armijo.AdamSLS(model.parameters())
+    trainer = Trainer(model, arguments(tmp_path), train_dataset=rows(), optimizers=(ours, None))
+    with pytest.raises(armijo.ConfigurationError, match="has an optimizer already, AdamSLS"):
+        attach(trainer, line_search(armijo.PLASLS))
+    assert isinstance(attach(trainer), ArmijoMixin)
 
 
 def test_an_optimizer_may_be_given(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from torch.nn import Module
 from torchmetrics import Metric, MetricCollection
 
 from armijo.errors import ConfigurationError
+from armijo.evaluation.buffers import Buffers
 from armijo.evaluation.objective import Closure, Objective, Record
+from armijo.evaluation.rng import RandomState
 from armijo.optimizer import LineSearch
 from armijo.report import StepReport
 from armijo.search.records import Status
@@ -110,7 +112,9 @@ class ArmijoMixin(_Base):
                 "record_loss() is for manual optimisation; here training_step is recorded as a whole. Return the loss, "
                 "or set self.automatic_optimization = False in the module's constructor."
             )
-        return closure() if self._window is None else self._window.record(self._mute_in_trials(closure))
+        if self._window is None or not torch.is_grad_enabled():
+            return closure()
+        return self._window.record(self._mute_in_trials(closure))
 
     # ------------------------------------------------------------------------------------------- Lightning's methods
 
@@ -195,16 +199,26 @@ class ArmijoMixin(_Base):
         if self._window is None or strategy.lightning_module is not self:
             return above(*args)
         kept = _copied(args)
-        outputs = []
+        model = strategy.model
+        assert model is not None
+        outputs, left = [], []
 
         def forward() -> Tensor:
             if torch.is_grad_enabled():
                 outputs.append(above(*args))
+                if not isinstance(_of(outputs[0]), Tensor):
+                    buffers = Buffers()
+                    buffers.add(model)
+                    left.append((buffers, RandomState.capture()))
                 return _loss(outputs[0])
             return _loss(above(*_copied(kept)))
 
         with suppress(_NoLossError):
             self._window.record(self._mute_in_trials(forward))
+        # What raises is undone, but a batch without a loss has been seen.
+        for buffers, random in left:
+            buffers.restore()
+            random.restore()
         return outputs.pop()
 
     def _mute_in_trials(self, closure: Closure) -> Closure:
@@ -238,7 +252,7 @@ class ArmijoMixin(_Base):
                 "In manual optimisation on several ranks the gradients are averaged by manual_backward() alone. Write "
                 "loss = self.record_loss(closure); self.manual_backward(loss); optimizer.step()."
             )
-        return (itself, self._mute_in_trials(closure)), {}
+        return (itself, _returning(self._mute_in_trials(closure))), {}
 
 
 class StepSizeLogger(Callback):
@@ -385,8 +399,25 @@ class _NoLossError(Exception):
     """`training_step` returned None, or something that Lightning will refuse."""
 
 
+def _returning(closure: Closure) -> Closure:
+    def forward() -> Tensor:
+        loss = closure()
+        if loss is None:
+            raise ConfigurationError(
+                "optimizer.step() has no loss to search over. In manual optimisation compute it with "
+                "loss = self.record_loss(lambda: ...) before self.manual_backward(loss), once for each step."
+            )
+        return loss
+
+    return forward
+
+
+def _of(output: Any) -> Any:
+    return output.get("loss") if isinstance(output, Mapping) else output
+
+
 def _loss(output: Any) -> Tensor:
-    loss = output.get("loss") if isinstance(output, Mapping) else output
+    loss = _of(output)
     if not isinstance(loss, Tensor):
         raise _NoLossError
     return loss

@@ -142,7 +142,7 @@ class ArmijoMixin(_Base):
         bookkeeping: attributes in which a trainer counts in `compute_loss`; a trial leaves them alone.
 
     Raises:
-        ConfigurationError: from `train`, if the optimizer is not one of armijo's, or with DeepSpeed, context or
+        ConfigurationError: from `train`, if the optimizer is not one of armijo's, or with DeepSpeed, FSDP1, context or
             sequence parallelism, or `torch.nn.DataParallel`.
     """
 
@@ -153,6 +153,7 @@ class ArmijoMixin(_Base):
     _since: _Since | None = None
     _searcher: LineSearch | None = None
     _looked_at_loss = False
+    _handles: tuple[Any, ...] = ()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as the trainer does."""
@@ -160,6 +161,8 @@ class ArmijoMixin(_Base):
         self.args = copy.copy(self.args)
         for name, (default, instead) in self.replaced.items():
             if getattr(self.args, name) == default:
+                if instead == "constant" and self.args.get_warmup_steps(10**6):
+                    instead = "constant_with_warmup"
                 setattr(self.args, name, type(getattr(self.args, name))(instead))
                 logger.info("%s=%s, which is the default, becomes %s for a line search.", name, default, instead)
         if self.args.max_grad_norm > 0:
@@ -168,7 +171,11 @@ class ArmijoMixin(_Base):
                 "than it is and accepts longer steps. Leave it at 0.",
                 self.args.max_grad_norm,
             )
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            # An interrupted trainer must not hand what it recorded to the next one that has this optimizer.
+            self._release()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer if there is none, and have it search over the updates of this trainer."""
@@ -190,7 +197,9 @@ class ArmijoMixin(_Base):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of the next update, whose forwards are to be recorded."""
-        self._window = _Window()
+        # Where an epoch ends in the middle of an update, the Trainer keeps the gradients for the next one.
+        if self._window is None or all(parameter.grad is None for parameter in self.model.parameters()):
+            self._window = _Window()
         return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(self, model: Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -235,6 +244,8 @@ class ArmijoMixin(_Base):
         split_rows = any(getattr(parallel, name, False) for name in ("cp_enabled", "sp_enabled"))
         if self.is_deepspeed_enabled:
             why = "DeepSpeed steps inside backward(), where no search can be put. Use DDP or FSDP2 (fsdp_version: 2)"
+        elif getattr(getattr(self.accelerator.state, "fsdp_plugin", None), "fsdp_version", 2) == 1:
+            why = "FSDP1 hides the parameters in flat shards. Use FSDP2 (fsdp_version: 2)"
         elif split_rows:
             why = "context and sequence parallelism split each row over ranks in a way that a trial cannot repeat yet"
         elif self.args.n_gpu > 1:
@@ -243,7 +254,11 @@ class ArmijoMixin(_Base):
             raise ConfigurationError(f"armijo cannot search here: {why}.")
 
     def _look_at_loss(
-        self, loss_of: Callable[..., Any], inputs: Any, *args: Any, num_items_in_batch: Any = None
+        self,
+        loss_of: Callable[..., Any],
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> None:
         """Find out whether the model's loss is divided by the number of items of the update, as the Trainer believes.
 
@@ -258,10 +273,13 @@ class ArmijoMixin(_Base):
         with torch.no_grad(), buffers.watching(), self._left_alone():
             losses = []
             for count in (num_items_in_batch, 2 * num_items_in_batch):
-                losses.append(float(loss_of(_copied(inputs), *args, num_items_in_batch=count)))
+                losses.append(loss_of(_copied(inputs), num_items_in_batch=count).detach().float())
                 random.restore()
                 buffers.restore()
-        if losses[1] > 0.75 * losses[0]:
+        # All ranks take one way: a loss that is not finite, or happens to be zero, says nothing.
+        told = torch.stack([torch.isfinite(losses[0]) & (losses[0] != 0), losses[0] != losses[1]]).float()
+        says, matters = self.accelerator.reduce(told, "sum").tolist()
+        if says and not matters:
             self.model_accepts_loss_kwargs = False
 
     def _trained(self, model: Module) -> Module:
@@ -287,9 +305,14 @@ class ArmijoMixin(_Base):
             )
         if raw is self._searcher:
             return
+        self._release()
         self._searcher, self._since = raw, _Since()
-        raw.register_step_pre_hook(self._hand_over)
-        raw.register_observer(self._watch)
+        self._handles = (raw.register_step_pre_hook(self._hand_over), raw.register_observer(self._watch))
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._window, self._searcher = (), None, None
 
     def _hand_over(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         window, self._window = self._window, None
@@ -331,12 +354,21 @@ def attach(trainer: _Trainer, optimizer_cls_and_kwargs: tuple[Any, dict[str, Any
         The same trainer.
 
     Raises:
-        ConfigurationError: It is no Trainer, or has an optimizer already that is not one of armijo's.
+        ConfigurationError: It is no Trainer, or has an optimizer already: one that is none of armijo's, or any if
+            another is asked for.
     """
     if not isinstance(trainer, Trainer):
         inner = [name for name, value in getattr(trainer, "__dict__", {}).items() if isinstance(value, Trainer)]
         hint = f" It holds one: attach(trainer.{inner[0]})." if inner else ""
         raise ConfigurationError(f"attach() takes a transformers.Trainer, not a {type(trainer).__name__}.{hint}")
+    held = trainer.optimizer
+    while held is not None and not isinstance(held, LineSearch):
+        held = getattr(held, "optimizer", None)
+    if trainer.optimizer is not None and (held is None or optimizer_cls_and_kwargs is not None):
+        raise ConfigurationError(
+            f"The trainer has an optimizer already, {type(trainer.optimizer).__name__}. Attach before train() and "
+            "before create_optimizer(), or set trainer.optimizer = None first."
+        )
     if not isinstance(trainer, ArmijoMixin):
         kind = type(trainer)
         trainer.__class__ = type(f"Armijo{kind.__name__}", (ArmijoMixin, kind), {"__module__": kind.__module__})

@@ -52,7 +52,17 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 # Whatever a run writes; a folder that holds one of these is somebody's, and is not written to.
 _OURS = (SUMMARY, METRICS, "README.md", "best", "last", "checkpoint", "figures", "tensorboard")
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "scikit-learn", "numpy", "armijo")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "scikit-learn",
+    "numpy",
+    "armijo",
+)
 _RIVALS = (
     "SaLSa-Optimizer",
     "prodigyopt",
