@@ -198,7 +198,8 @@ class ArmijoMixin(_Base):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of the next update, whose forwards are to be recorded."""
         # Where an epoch ends in the middle of an update, the Trainer keeps the gradients for the next one.
-        if self._window is None or all(parameter.grad is None for parameter in self.model.parameters()):
+        model: Any = self.model
+        if self._window is None or all(parameter.grad is None for parameter in model.parameters()):
             self._window = _Window()
         return super().get_batch_samples(*args, **kwargs)
 
@@ -278,7 +279,8 @@ class ArmijoMixin(_Base):
                 buffers.restore()
         # All ranks take one way: a loss that is not finite, or happens to be zero, says nothing.
         told = torch.stack([torch.isfinite(losses[0]) & (losses[0] != 0), losses[0] != losses[1]]).float()
-        says, matters = self.accelerator.reduce(told, "sum").tolist()
+        summed: Any = self.accelerator.reduce(told, "sum")
+        says, matters = summed.tolist()
         if says and not matters:
             self.model_accepts_loss_kwargs = False
 
