@@ -24,6 +24,7 @@ panel(steps, title="PLASLS by layer").savefig(path.with_name("steps.png"), dpi=1
 searches = [component for step in steps for component in step.components if component.trials]
 accepted = sum(component.status is armijo.Status.ACCEPTED for component in searches)
 print(f"{len(steps)} steps in {path}, drawn in {path.with_name('steps.png')}")
+print(f"loss {steps[0].loss:.3f} at the first step, {steps[-1].loss:.3f} at the last")
 print(f"forward passes: {steps[0].forwards} in the first step, {steps[-1].total_forwards / len(steps):.2f} on average")
 print(f"searches: {accepted} of {len(searches)} accepted")
 for component in steps[-1].components:
