@@ -1,6 +1,5 @@
 """A LightningModule under Lightning's Trainer: ArmijoMixin among its bases, and no learning rate in it."""
 
-# ruff: noqa: D102
 import logging
 import warnings
 

@@ -405,7 +405,12 @@ def test_attach_says_where_the_trainer_is() -> None:
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("deepspeed", "DeepSpeed steps inside"), ("context", "context and sequence"), ("devices", "torchrun")],
+    [
+        ("deepspeed", "DeepSpeed steps inside"),
+        ("context", "context and sequence"),
+        ("devices", "torchrun"),
+        ("fsdp1", "FSDP1 hides"),
+    ],
 )
 def test_what_cannot_work_is_refused_before_anything_happens(tmp_path: Path, name: str, sentence: str) -> None:
     model = bert()
@@ -414,6 +419,8 @@ def test_what_cannot_work_is_refused_before_anything_happens(tmp_path: Path, nam
         trainer.is_deepspeed_enabled = True
     elif name == "context":
         trainer.accelerator.state.parallelism_config = type("Config", (), {"cp_enabled": True})()
+    elif name == "fsdp1":
+        trainer.accelerator.state.fsdp_plugin = type("Plugin", (), {"fsdp_version": 1})()
     else:
         trainer.args._n_gpu = 2
     before = parameters(model)
@@ -423,6 +430,8 @@ def test_what_cannot_work_is_refused_before_anything_happens(tmp_path: Path, nam
     finally:
         if name == "context":
             del trainer.accelerator.state.parallelism_config
+        if name == "fsdp1":
+            del trainer.accelerator.state.fsdp_plugin
     assert all(map(torch.equal, before, parameters(model)))
 
 
