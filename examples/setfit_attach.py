@@ -22,7 +22,7 @@ def few(split: Split, each: int) -> Dataset:
     return Dataset.from_list([{"text": text, "label": label} for text, label in chosen])
 
 
-given = options(shots="16")
+given = options(shots="16", cap="5e-5")
 data = embedded.load()
 model = SetFitModel(model_body=SentenceTransformer(MINILM), model_head=LogisticRegression())
 trainer = Trainer(
@@ -41,7 +41,7 @@ trainer = Trainer(
     metric=accuracy_score,  # a name, "accuracy", would be fetched from the hub
 )
 # The embeddings are good already, and the rows few: a longer step would fit these and forget the rest.
-attach(trainer.st_trainer, line_search(armijo.AdamSLS, max_step_size=5e-5))
+attach(trainer.st_trainer, line_search(armijo.AdamSLS, max_step_size=float(given.cap)))
 
 trainer.train_classifier(*trainer.dataset_to_parameters(trainer.train_dataset))
 before = trainer.evaluate()["metric"]
