@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from armijo_lab.commands.compare import compare
 from armijo_lab.commands.doctor import doctor
 from armijo_lab.commands.finetune import finetune
 from armijo_lab.commands.predict import predict_command
-from armijo_lab.commands.progress import errors
+from armijo_lab.commands.progress import errors, output
 from armijo_lab.commands.report import report
 from armijo_lab.commands.study import study
 from armijo_lab.errors import BadInputError
@@ -133,6 +134,10 @@ def _logged() -> Iterator[None]:
     """What the library and the lab log goes to the terminal, above the progress bar."""
     from rich.logging import RichHandler
 
+    # Of the ranks that torchrun starts one speaks for all.
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
+        errors.quiet = output.quiet = True
+        logging.getLogger("armijo").setLevel(logging.CRITICAL)
     handler = RichHandler(console=errors, show_time=False, show_path=False, rich_tracebacks=False)
     handler.setLevel(logging.WARNING)
     loggers = [logging.getLogger(name) for name in ("armijo", "armijo_lab")]

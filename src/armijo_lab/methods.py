@@ -202,6 +202,11 @@ class Method:
         return self.name not in _PACKAGES
 
     @property
+    def distributed(self) -> bool:
+        """Whether several processes that share the rows take the same steps: not where a package compares losses."""
+        return self.name not in ("salsa", "momo", "momo-adam", "gen")
+
+    @property
     def settings(self) -> dict[str, Value]:
         """The arguments with the lab's defaults filled in; the defaults of line searches are the library's."""
         settings = {**_DEFAULTS.get(self.name, {}), **self.arguments}

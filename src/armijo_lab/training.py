@@ -34,8 +34,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from armijo_lab import methods, models, stepping
+from armijo_lab import methods, models, ranks, stepping
 from armijo_lab.errors import BadInputError
+from armijo_lab.names import counted
 from armijo_lab.results import records
 from armijo_lab.results.tables import LOSS_FLOOR
 from armijo_lab.tasks import Split, TaskData, beyond, metrics
@@ -116,6 +117,8 @@ class TrainingConfig:
         lora_alpha: Their scale times their rank, > 0; `None` for twice the rank.
         lora_targets: Names of the layers that get one, between commas; `None` for every linear layer of the encoder.
         accumulate: Micro-batches a step, ≥ 1: the loss of a step is the mean over the rows of all; `None` for 1.
+        processes: Ranks that share the rows of each step, ≥ 1, started by torchrun; `None` for 1. `batch_size` counts
+            the rows of all.
         checkpoint_every: Steps between checkpoints, ≥ 1; `None` for none but at an interruption.
         save_models: Whether to write `best` and `last`.
     """
@@ -143,6 +146,7 @@ class TrainingConfig:
     lora_alpha: float | None = None
     lora_targets: str | None = None
     accumulate: int | None = None
+    processes: int | None = None
     checkpoint_every: int | None = None
     save_models: bool = True
 
@@ -163,6 +167,7 @@ class TrainingConfig:
             ("--batch-size", self.batch_size, 1),
             ("--lora", self.lora, 1),
             ("--accumulate", self.accumulate, 1),
+            ("processes", self.processes, 1),
             ("--max-length", self.max_length, 3),
             ("--limit", self.limit, 1),
             ("--eval-limit", self.evaluation_limit, 1),
@@ -174,6 +179,15 @@ class TrainingConfig:
             raise BadInputError(f"The seed is {self.seed}; it must lie between 0 and 4294967295.")
         if self.precision not in PRECISIONS:
             raise BadInputError(f"There is no precision {self.precision!r}; choose {' or '.join(PRECISIONS)}.")
+        if (self.processes or 1) > 1 and not method.distributed:
+            raise BadInputError(
+                f"The optimizer {method.name} decides by the loss of its own rows, so that {self.processes} processes "
+                "would part; run it in one."
+            )
+        if (self.processes or 1) > 1 and _device(self.device).index is not None:
+            raise BadInputError(
+                f"The device {self.device} is one GPU, and {self.processes} processes need one each; say cuda."
+            )
         _device(self.device)
         self._check_lora()
         self._check_data()
@@ -454,12 +468,14 @@ class _Training:
         model: nn.Module,
         tokenizer: Any,
         checkpoint: dict[str, Any] | None,
+        among: ranks.Ranks = ranks.ALONE,
     ) -> None:
         _check_length(config, model, tokenizer)
         self.config = config
+        self.ranks = among
         self.task = task
         self.tokenizer = tokenizer
-        self.device = _device(config.device)
+        self.device = among.device(_device(config.device))
         self.described = models.describe(config.model, model)
         config.adapt(model)
         if config.lora is not None:
@@ -474,10 +490,12 @@ class _Training:
         self.steps_per_epoch = math.ceil(len(self.rows) / config.rows_a_step)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._try_a_forward()
+        self.called = among.wrap(self.model, self.device)
         self.stepper = self.method.build(self.model, self.total_steps)
         self.progress = _Progress()
         if checkpoint is None:
-            _seed(config.seed)
+            # Ranks that drew the same masks for different rows would be one dropout, and not several.
+            _seed((config.seed + 1_000_003 * among.rank) % 2**32)
         else:
             self._restore(checkpoint)
 
@@ -489,7 +507,7 @@ class _Training:
         try:
             for rows in (self.rows, self.held_out):
                 inputs, targets = rows.batch([rows.by_length()[-1]])
-                self._criterion(self._logits(inputs), targets, "mean")
+                self._criterion(self._logits(self.model, inputs), targets, "mean")
         except Exception as error:
             said = " ".join((str(error).strip() or type(error).__name__).split())[:200].rstrip(".")
             raise BadInputError(
@@ -501,14 +519,14 @@ class _Training:
 
     # ---------------------------------------------------------------------------------------------------- the steps
 
-    def loss(self, inputs: dict[str, torch.Tensor], targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-        return self._criterion(self._logits(inputs), targets, reduction)
+    def loss(self, inputs: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        return self._criterion(self._logits(self.called, inputs), targets, "mean")
 
-    def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if self.config.precision == "fp64":
             inputs = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in inputs.items()}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = self.model(**inputs).logits
+            logits = model(**inputs).logits
         return logits if self.config.precision == "fp64" else logits.float()
 
     def _criterion(self, logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
@@ -533,7 +551,7 @@ class _Training:
             taken = self.stepper.step(
                 *(self._part(places[first : first + size], len(places)) for first in range(0, len(places), size))
             )
-        loss = taken.loss
+        loss = self.ranks.mean(taken.loss)
         epoch = progress.step // self.steps_per_epoch + 1
         progress.step += 1
         progress.forwards += taken.forwards
@@ -561,9 +579,14 @@ class _Training:
         }
 
     def _part(self, places: Sequence[int], rows: int) -> Callable[[], torch.Tensor]:
-        """What computes the share that some rows have in the mean loss over all rows of a step."""
-        inputs, targets = self.rows.batch(places)
-        share = len(places) / rows
+        """What computes the share that some rows have in the mean loss over all rows of a step.
+
+        Of several ranks each takes its part of the rows, such that the mean over the ranks is that share.
+        """
+        own = self.ranks.share(places)
+        share = len(own) * self.ranks.size / rows
+        # A rank that is left without a row runs one all the same, and counts it zero times.
+        inputs, targets = self.rows.batch(own or places[:1])
         return lambda: self.loss(inputs, targets) * share
 
     # ------------------------------------------------------------------------------------------------- the evaluation
@@ -573,24 +596,25 @@ class _Training:
         """The metrics and the loss on rows, and the predictions; `None` if it was interrupted."""
         was_training = self.model.training
         self.model.eval()
-        places = rows.by_length()
+        places = self.ranks.share(rows.by_length())
         found: list[torch.Tensor] = []
         total = torch.zeros((), device=self.device)
         for first in range(0, len(places), EVALUATION_BATCH):
             if stop.requested:
                 break
             inputs, targets = rows.batch(places[first : first + EVALUATION_BATCH])
-            logits = self._logits(inputs)
+            logits = self._logits(self.model, inputs)
             total += self._criterion(logits, targets, "sum")
             found.append(logits.argmax(-1) if self.task.labels else logits.squeeze(-1))
         self.model.train(was_training)
-        if stop.requested:
+        judged = self.ranks.gather((places, [part.cpu() for part in found], total.item(), stop.requested))
+        if any(stopped for *_, stopped in judged):
             return None
-        by_place = torch.cat(found)
-        predictions: Any = torch.empty_like(by_place).index_copy_(0, torch.tensor(places, device=self.device), by_place)
-        predictions = predictions.flatten().tolist()
+        by_place = torch.cat([part for _, parts, *_ in judged for part in parts])
+        where = torch.tensor([place for places, *_ in judged for place in places])
+        predictions: Any = torch.empty_like(by_place).index_copy_(0, where, by_place).flatten().tolist()
         values = metrics.compute(self.task.metrics, predictions, self.task.answers(split))
-        return {**values, "loss": total.item() / len(predictions)}, predictions
+        return {**values, "loss": sum(part for _, _, part, _ in judged) / len(predictions)}, predictions
 
     def close_epoch(self, folder: Path, stop: _Stop) -> dict[str, Any] | None:
         """Evaluate after an epoch's last step and keep the best model; the epoch's record, `None` if interrupted."""
@@ -634,7 +658,7 @@ class _Training:
 
     def save_model(self, folder: Path) -> None:
         """Write the model and the tokenizer into `folder`, whole or not at all."""
-        if not self.config.save_models:
+        if not (self.config.save_models and self.ranks.first):
             return
         aside = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
@@ -653,7 +677,13 @@ class _Training:
     # ------------------------------------------------------------------------------------------------ the checkpoint
 
     def write_checkpoint(self, folder: Path, command: str | None) -> None:
-        """Write all that the rest of the run hangs on; the file holds the old checkpoint or the new one, whole."""
+        """Write all that the rest of the run hangs on; the file holds the old checkpoint or the new one, whole.
+
+        Every rank must call it, and the first one writes.
+        """
+        generators = self.ranks.gather(_generators(self.device))
+        if not self.ranks.first:
+            return
         state = {
             "config": dataclasses.asdict(self.config),
             "command": command,
@@ -661,7 +691,7 @@ class _Training:
             "progress": dataclasses.asdict(self.progress),
             "model": self.model.state_dict(),
             **self.stepper.state_dict(),
-            "generators": _generators(self.device),
+            "generators": generators,
         }
         path = folder / _CHECKPOINT
         aside = path.with_name(".state.partial")
@@ -687,7 +717,7 @@ class _Training:
         self.model.load_state_dict(checkpoint["model"])
         self.stepper.load_state_dict(checkpoint)
         self.progress = _Progress(**checkpoint["progress"])
-        _set_generators(checkpoint["generators"], self.device)
+        _set_generators(checkpoint["generators"][self.ranks.rank], self.device)
 
     # --------------------------------------------------------------------------------------------------- the summary
 
@@ -703,6 +733,13 @@ class _Training:
             return since if since is not None else progress.step
         # Finite on the held-out rows, and on no batch of the whole last epoch.
         return since if since is not None and progress.step - since + 1 >= self.steps_per_epoch else None
+
+    def write_summary(self, folder: Path, status: str, command: str | None) -> dict[str, Any]:
+        """Write `summary.json`; what it holds."""
+        summary = self.summary(status, command)
+        if self.ranks.first:
+            records.write_json(folder / records.SUMMARY, summary)
+        return summary
 
     def summary(self, status: str, command: str | None) -> dict[str, Any]:
         """What `summary.json` holds."""
@@ -791,20 +828,34 @@ def train(
         BadInputError: The folder holds a run, or model, method and configuration do not fit; nothing is written.
         InterruptedRunError: Ctrl-C; the checkpoint is written.
     """
-    training = _Training(config, task, model, tokenizer, checkpoint)
-    progress = training.progress
-    records.reset_peak_memory(training.device)
-    with _Stop(training.method.resumable) as stop:
-        if checkpoint is None:
-            log = records.RunLog.create(folder)
-        else:
-            log = records.RunLog.resume(folder, progress.step, len(progress.epochs))
-        with log:
-            return _run_to_its_end(training, folder, log, stop, observe, command)
+    wanted, there = config.processes or 1, ranks.started().size
+    if there != wanted:
+        raise BadInputError(
+            f"This run is for {counted(wanted, 'rank')}, and has {there}; start it with torchrun --nproc-per-node "
+            f"{wanted} -m armijo_lab finetune, or as a study with processes={wanted}."
+        )
+    with ranks.joined(_device(config.device)) as among:
+        training = _Training(config, task, model, tokenizer, checkpoint, among)
+        progress = training.progress
+        records.reset_peak_memory(training.device)
+        with _Stop(training.method.resumable) as stop:
+            if not among.first:
+                return _run_to_its_end(training, folder, records.NoLog(), stop, lambda record: None, command)
+            if checkpoint is None:
+                log = records.RunLog.create(folder)
+            else:
+                log = records.RunLog.resume(folder, progress.step, len(progress.epochs))
+            with log:
+                return _run_to_its_end(training, folder, log, stop, observe, command)
 
 
 def _run_to_its_end(
-    training: _Training, folder: Path, log: records.RunLog, stop: _Stop, observe: Observe, command: str | None
+    training: _Training,
+    folder: Path,
+    log: records.RunLog | records.NoLog,
+    stop: _Stop,
+    observe: Observe,
+    command: str | None,
 ) -> dict[str, Any]:
     config, task, progress = training.config, training.task, training.progress
 
@@ -830,10 +881,12 @@ def _run_to_its_end(
     if config.checkpoint_every is not None and progress.step == 0:
         checkpoint()
     order: list[int] = []
+    # Looked at in the same places by all ranks, since one that stops alone would leave the others waiting.
+    stopping = training.ranks.any(stop.requested)
     while len(progress.epochs) < config.epochs:
         epoch = len(progress.epochs)
         done = progress.step - epoch * training.steps_per_epoch
-        if done < training.steps_per_epoch and not stop.requested:
+        if done < training.steps_per_epoch and not stopping:
             if not order:
                 order = training.order(epoch)
             places = order[done * config.rows_a_step : (done + 1) * config.rows_a_step]
@@ -842,28 +895,30 @@ def _run_to_its_end(
                 log.step(record)
                 observe({"kind": "step", **record})
             done += 1
-        if done == training.steps_per_epoch and not stop.requested:
+            stopping = training.ranks.any(stop.requested)
+        if done == training.steps_per_epoch and not stopping:
             record = training.close_epoch(folder, stop)
             if record is not None:
                 log.epoch(record)
                 observe({"kind": "epoch", **record})
                 order = []
+            stopping = training.ranks.any(stop.requested)
         due = config.checkpoint_every is not None and progress.step % config.checkpoint_every == 0
-        stopping = stop.requested
         if stopping and not training.method.resumable:
             raise KeyboardInterrupt
         if stopping or due:
             checkpoint()
         if stopping:
             with stop.waiting():
-                records.write_json(folder / records.SUMMARY, training.summary("interrupted", command))
+                training.write_summary(folder, "interrupted", command)
             raise InterruptedRunError(folder, progress.step, training.total_steps)
     with stop.waiting():
         with training.stepper.evaluating():
             training.save_model(folder / "last")
-        summary = training.summary("completed" if training.diverged_at() is None else "diverged", command)
-        records.write_json(folder / records.SUMMARY, summary)
-        shutil.rmtree(folder / _CHECKPOINT.parent, ignore_errors=True)
+        status = "completed" if training.diverged_at() is None else "diverged"
+        summary = training.write_summary(folder, status, command)
+        if training.ranks.first:
+            shutil.rmtree(folder / _CHECKPOINT.parent, ignore_errors=True)
     return summary
 
 

@@ -271,8 +271,8 @@ def test_all_held_out_rows_are_evaluated_once_more_after_the_last_epoch(start, t
 def test_float64_is_float64_everywhere(start, tmp_path, monkeypatch):
     real, seen = training._Training._logits, set()
 
-    def logits(self, inputs):
-        found = real(self, inputs)
+    def logits(self, model, inputs):
+        found = real(self, model, inputs)
         seen.add((found.dtype, next(self.model.parameters()).dtype))
         return found
 
@@ -414,7 +414,7 @@ def test_a_signal_while_the_last_files_are_written_stops_whoever_started_the_run
 
 
 def test_a_model_that_cannot_take_the_texts_is_refused_before_anything_is_written(start, tmp_path, monkeypatch):
-    def fail(self, inputs):
+    def fail(self, model, inputs):
         raise IndexError("index out of range in self")
 
     monkeypatch.setattr(training._Training, "_logits", fail)

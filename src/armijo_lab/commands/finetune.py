@@ -68,6 +68,9 @@ def finetune(
     last/), a model card (README.md), the results (summary.json), every step
     (metrics.jsonl, tensorboard/) and figures/.
 
+    Several GPUs, or machines, share each batch where torchrun starts the
+    command: torchrun --nproc-per-node 2 -m armijo_lab finetune …
+
     Ctrl-C ends the run after the step that is going on, with a checkpoint;
     --resume continues it.
 
@@ -81,14 +84,16 @@ def finetune(
       armijo finetune --lora 8 --batch-size 8 --accumulate 4
       armijo finetune --resume runs/20260101-120000-sst2-plasls
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
-    from armijo_lab import training
+    from armijo_lab import ranks, training
     from armijo_lab.commands.progress import errors, interrupted, show
 
+    among = ranks.started()
     folder = resume
     if folder is not None:
         only_resume(context)
         if training.lacks_its_report(folder):
-            _report_or_say(folder)
+            if among.first:
+                _report_or_say(folder)
             return
     try:
         if folder is not None:
@@ -119,11 +124,13 @@ def finetune(
                 lora_alpha=lora_alpha,
                 lora_targets=lora_targets,
                 accumulate=accumulate,
+                processes=among.size if among.size > 1 else None,
                 checkpoint_every=checkpoint_every,
             )
             config.check()
             folder = output if output is not None else new_folder(f"{data_name(config)}-{optimizer}")
-            prepare_output(folder)
+            if among.first:
+                prepare_output(folder)
             with show(f"{optimizer} on {data_name(config)}") as observe:
                 training.run(config, folder, observe=observe, command=command_line(context))
     except training.InterruptedRunError as run:
@@ -136,7 +143,8 @@ def finetune(
         if folder is None or not (training.has_checkpoint(folder) or training.lacks_its_report(folder)):
             interrupted("Interrupted; there is no checkpoint, so the run has to be started again.")
         interrupted(f"Interrupted. {_continue(folder)}")
-    _report_or_say(folder)
+    if among.first:
+        _report_or_say(folder)
 
 
 def _report_or_say(folder: Path) -> None:

@@ -43,8 +43,8 @@ def study(
 
     Options: seeds, tasks, select (a regular expression on the optimizer),
     model, data_dir, limit, evaluation_limit, epochs, batch_size, max_length,
-    protocol (paper, clean), precision, device, threads, checkpoint_every,
-    results, work. Hydra's launcher says where the runs are done.
+    protocol (paper, clean), precision, device, threads, processes (of one
+    run, started by torchrun), checkpoint_every, results, work. Hydra's launcher says where the runs are done.
 
     \b
     Examples:
@@ -53,6 +53,7 @@ def study(
       armijo study rivals data_dir=glue seeds=1 select='adamsls|salsa'
       armijo study paper-small data_dir=glue hydra/launcher=joblib
       armijo study paper-full data_dir=glue hydra/launcher=submitit_slurm
+      armijo study paper-full data_dir=glue processes=4 device=cuda
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
     from armijo_lab.commands.progress import errors, interrupted, output
 

@@ -30,6 +30,7 @@ import torch
 from armijo_lab.errors import BadInputError
 
 __all__ = [
+    "NoLog",
     "Run",
     "RunLog",
     "divergence",
@@ -255,6 +256,16 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class NoLog:
+    """What a rank writes that is not the first: nothing."""
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Record nothing."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Record nothing."""
 
 
 class _Events(Protocol):

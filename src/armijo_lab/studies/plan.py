@@ -39,6 +39,7 @@ class Options:
         precision: fp32, bf16 or fp64, where the study does not vary it.
         device: auto, cpu, cuda.
         threads: Threads of each run; `None` leaves it to torch.
+        processes: Of each run, which share its rows, each with a GPU of its own where there are some.
         checkpoint_every: Steps between checkpoints, for long runs.
         results: The folder of the records.
         work: The folder of runs that are going on.
@@ -59,6 +60,7 @@ class Options:
     precision: str | None = None
     device: str = "auto"
     threads: int | None = None
+    processes: int | None = None
     checkpoint_every: int | None = None
     results: str = "results"
     work: str = "runs/studies"
@@ -320,10 +322,11 @@ def runs(options: Options) -> list[TrainingConfig]:
         raise BadInputError(f"There is no study {options.study!r}; choose one of {', '.join(STUDIES)}.")
     if options.protocol not in (None, "paper", "clean"):
         raise BadInputError(f"There is no protocol {options.protocol!r}; choose paper or clean.")
-    for key, what in (("seeds", "the runs of each cell"), ("threads", "the threads of a run")):
+    counts = (("seeds", "runs of each cell"), ("threads", "threads of a run"), ("processes", "processes of a run"))
+    for key, what in counts:
         value = getattr(options, key)
         if value is not None and value < 1:
-            raise BadInputError(f"{key} is {value}; it counts {what} and must be at least 1.")
+            raise BadInputError(f"{key} is {value}; it counts the {what} and must be at least 1.")
     try:
         torch.device("cpu" if options.device == "auto" else options.device)
     except RuntimeError:
@@ -336,6 +339,7 @@ def runs(options: Options) -> list[TrainingConfig]:
     if options.protocol is not None:
         base["paper_protocol"] = options.protocol == "paper"
     base |= {"data_dir": options.data_dir, "device": options.device, "checkpoint_every": options.checkpoint_every}
+    base["processes"] = options.processes if options.processes != 1 else None
     said |= {"paper_protocol": options.protocol, "task": options.tasks}
     for key, value in said.items():
         if value is not None and all(key in cell for cell in study.cells()):
@@ -425,6 +429,7 @@ _LEFT_OUT: dict[str, Any] = {
     "lora_alpha": None,
     "lora_targets": None,
     "accumulate": None,
+    "processes": None,
     "checkpoint_every": None,
     "save_models": True,
 }

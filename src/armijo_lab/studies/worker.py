@@ -20,10 +20,11 @@ import torch
 from armijo_lab import models, training
 from armijo_lab.results import store
 from armijo_lab.results.records import read_run, read_summary
+from armijo_lab.studies import launch
 from armijo_lab.studies.plan import as_dict
 from armijo_lab.training import Observe, TrainingConfig
 
-__all__ = ["Shared", "do", "is_done"]
+__all__ = ["Shared", "do", "go_on", "is_done"]
 
 logger = logging.getLogger("armijo")
 
@@ -126,12 +127,24 @@ def do(
 
 def _finish(config: TrainingConfig, folder: Path, observe: Observe, shared: Shared) -> None:
     """Bring a run to its end, from wherever an earlier command left it."""
-    if training.has_checkpoint(folder):
-        training.resume(folder, observe=observe)
-        return
-    if folder.exists():
+    if folder.exists() and not training.has_checkpoint(folder):
         if read_summary(folder).get("status") in ("completed", "diverged"):
             return  # stopped between its end and its record
         shutil.rmtree(folder)  # what a killed run left, without a checkpoint
+    if (config.processes or 1) == 1:
+        go_on(config, folder, observe, shared)
+    else:
+        launch.run(config, folder)
+
+
+def go_on(config: TrainingConfig, folder: Path, observe: Observe, shared: Shared) -> None:
+    """Do a run in this process, or its share of one, from the checkpoint if there is one.
+
+    Raises:
+        InterruptedRunError: Ctrl-C; the checkpoint is written.
+    """
+    if training.has_checkpoint(folder):
+        training.resume(folder, observe=observe)
+        return
     task, model, tokenizer = shared.load(config)
     training.train(config, task, model, tokenizer, folder, observe=observe)
