@@ -12,22 +12,23 @@ import functools
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torchmetrics import Metric, MetricCollection
 
 from armijo.errors import ConfigurationError
 from armijo.evaluation.buffers import Buffers
-from armijo.evaluation.objective import Closure, Objective, Record
+from armijo.evaluation.objective import Closure
 from armijo.evaluation.rng import RandomState
+from armijo.integrations.recording import Window, copied
 from armijo.optimizer import LineSearch
 from armijo.report import StepReport
 from armijo.search.records import Status
@@ -74,7 +75,8 @@ class ArmijoMixin(_Base):
         ...         return armijo.AdamSLS(self.parameters())
     """
 
-    _window: _Window | None = None
+    _window: Window | None = None
+    _handles: tuple[Any, ...] = ()
     _trying = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -155,7 +157,7 @@ class ArmijoMixin(_Base):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies of the module have recorded nothing."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_window"}
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_window", "_handles")}
 
     # ------------------------------------------------------------------------------------------------ its own means
 
@@ -176,8 +178,10 @@ class ArmijoMixin(_Base):
         trainer = self.trainer
         strategy = trainer.strategy
         assert strategy.model is not None
-        self._window = _Window(strategy.model, optimizers)
-        self._window.handles = [optimizer.register_step_pre_hook(self._hand_over) for optimizer in optimizers]
+        # The module as the strategy has wrapped it says which ranks there are, also where the wrapper's forward has
+        # begun before the recorded one.
+        self._window = Window(functools.partial(_parameters, optimizers), [strategy.model])
+        self._handles = tuple(optimizer.register_step_pre_hook(self._hand_over) for optimizer in optimizers)
         if self.automatic_optimization:
             vars(strategy)["training_step"] = functools.partial(self._recorded, strategy, strategy.training_step)
         if trainer.gradient_clip_val:
@@ -189,16 +193,16 @@ class ArmijoMixin(_Base):
 
     def _release(self) -> None:
         vars(self.trainer.strategy).pop("training_step", None)
-        for handle in [] if self._window is None else self._window.handles:
+        for handle in self._handles:
             handle.remove()
-        self._window = None
+        self._handles, self._window = (), None
 
     def _recorded(self, strategy: Strategy, above: Callable[..., Any], *args: Any) -> Any:
         """The strategy's `training_step`, recorded."""
         # A trainer that was interrupted keeps this, and may train another module next.
         if self._window is None or strategy.lightning_module is not self:
             return above(*args)
-        kept = _copied(args)
+        kept = copied(args)
         model = strategy.model
         assert model is not None
         outputs, left = [], []
@@ -211,7 +215,7 @@ class ArmijoMixin(_Base):
                     buffers.add(model)
                     left.append((buffers, RandomState.capture()))
                 return _loss(outputs[0])
-            return _loss(above(*_copied(kept)))
+            return _loss(above(*copied(kept)))
 
         with suppress(_NoLossError):
             self._window.record(self._mute_in_trials(forward))
@@ -243,7 +247,9 @@ class ArmijoMixin(_Base):
             closure()
         if window.recorded:
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            return (itself, window.objective(1.0 if scaler is None else scaler.get_scale())), {}
+            objective = window.objective(1.0 if scaler is None else scaler.get_scale())
+            window.forget()
+            return (itself, objective), {}
         if closure is None:
             # A checkpoint asks for state with a bare step(); that must not become a search.
             return None
@@ -335,64 +341,8 @@ class _Watched:
         return {self.prefix + name: number for name, number in numbers.items()}
 
 
-@dataclass
-class _Forward:
-    """A forward pass, and the factor with which its loss has entered the backward pass, once it has."""
-
-    record: Record
-    factor: Tensor | None = None
-
-
-class _Window:
-    """The forwards since the last step.
-
-    Args:
-        model: the module as the strategy has wrapped it. Its buffers change, and it says which ranks there are, also
-            where the wrapper's forward has begun before the recorded one.
-        optimizers: those that search.
-    """
-
-    def __init__(self, model: Module, optimizers: Sequence[LineSearch]) -> None:
-        self.handles: list[Any] = []
-        self._model, self._optimizers = model, optimizers
-        self._forwards: list[_Forward] = []
-
-    def record(self, closure: Closure) -> Tensor:
-        """Run a forward with gradients; when its loss enters a backward pass, it belongs to the objective."""
-        recorder = Objective([self._model])
-        loss = recorder.baseline(closure)
-        forward = _Forward(recorder.records[0])
-
-        def look(grad: Tensor) -> None:
-            # Whatever divides the loss afterwards, for accumulation or a GradScaler, is in its gradient.
-            self._forget()
-            forward.factor = grad.detach()
-
-        self._forwards.append(forward)
-        loss.register_hook(look)
-        return loss
-
-    @property
-    def recorded(self) -> bool:
-        """Whether the loss of a recorded forward has entered a backward pass."""
-        return any(forward.factor is not None for forward in self._forwards)
-
-    def objective(self, scale: float) -> Objective:
-        """The recorded forwards, which are then forgotten."""
-        forwards, self._forwards = self._forwards, []
-        return Objective.recorded(
-            [
-                replace(forward.record, weight=float(forward.factor) / scale)
-                for forward in forwards
-                if forward.factor is not None
-            ]
-        )
-
-    def _forget(self) -> None:
-        """Where the gradients are gone (an update was left unfinished, a GradScaler skipped it), so are the losses."""
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        if all(parameter.grad is None for group in groups for parameter in group["params"]):
-            self._forwards = [forward for forward in self._forwards if forward.factor is None]
+def _parameters(optimizers: Sequence[LineSearch]) -> Iterator[Parameter]:
+    return (parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"])
 
 
 class _NoLossError(Exception):
@@ -452,21 +402,3 @@ def _own(value: Any, tensors: bool) -> Any:
     if isinstance(value, (list, set, deque)):
         return copy.copy(value)
     return value.clone() if tensors and isinstance(value, Tensor) else value
-
-
-def _copied(batch: Any) -> Any:
-    """The same tensors in containers of their own."""
-    if isinstance(batch, MutableMapping):
-        copied = copy.copy(batch)
-        for key, value in batch.items():
-            copied[key] = _copied(value)
-        return copied
-    if isinstance(batch, list):
-        copied = copy.copy(batch)
-        copied[:] = map(_copied, batch)
-        return copied
-    if type(batch) is tuple:
-        return tuple(map(_copied, batch))
-    if isinstance(batch, tuple) and hasattr(batch, "_make"):
-        return type(batch)._make(map(_copied, batch))  # pyright: ignore[reportAttributeAccessIssue]
-    return batch

@@ -12,7 +12,7 @@ import functools
 import logging
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -24,8 +24,8 @@ from armijo import paper
 from armijo.components.splitting import split
 from armijo.errors import ConfigurationError
 from armijo.evaluation.buffers import Buffers
-from armijo.evaluation.objective import Objective
 from armijo.evaluation.rng import RandomState
+from armijo.integrations.recording import Window, copied
 from armijo.optimizer import LineSearch
 from armijo.recipes import PLASLS, AdamSLS
 from armijo.report import StepReport
@@ -149,7 +149,7 @@ class ArmijoMixin(_Base):
     replaced: Mapping[str, tuple[Any, Any]] = {"lr_scheduler_type": ("linear", "constant"), "max_grad_norm": (1.0, 0.0)}
     bookkeeping: tuple[str, ...] = ("_metrics", "_total_train_tokens", "accum_loss_components")
 
-    _window: _Window | None = None
+    _window: Window | None = None
     _since: _Since | None = None
     _searcher: LineSearch | None = None
     _looked_at_loss = False
@@ -200,7 +200,7 @@ class ArmijoMixin(_Base):
         # Where an epoch ends in the middle of an update, the Trainer keeps the gradients for the next one.
         model: Any = self.model
         if self._window is None or all(parameter.grad is None for parameter in model.parameters()):
-            self._window = _Window()
+            self._window = Window(model.parameters)
         return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(self, model: Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -216,9 +216,9 @@ class ArmijoMixin(_Base):
         def forward() -> Tensor:
             # The trainer takes labels out of its inputs.
             if torch.is_grad_enabled():
-                return above(model, _copied(inputs), *args, **kwargs)
+                return above(model, copied(inputs), *args, **kwargs)
             with self._left_alone(), self.compute_loss_context_manager():
-                return above(model, _copied(inputs), *args, **kwargs)
+                return above(model, copied(inputs), *args, **kwargs)
 
         return window.record(forward)
 
@@ -274,7 +274,7 @@ class ArmijoMixin(_Base):
         with torch.no_grad(), buffers.watching(), self._left_alone():
             losses = []
             for count in (num_items_in_batch, 2 * num_items_in_batch):
-                losses.append(loss_of(_copied(inputs), num_items_in_batch=count).detach().float())
+                losses.append(loss_of(copied(inputs), num_items_in_batch=count).detach().float())
                 random.restore()
                 buffers.restore()
         # All ranks take one way: a loss that is not finite, or happens to be zero, says nothing.
@@ -379,37 +379,6 @@ def attach(trainer: _Trainer, optimizer_cls_and_kwargs: tuple[Any, dict[str, Any
     return trainer
 
 
-class _Window:
-    """The forwards of one update, and the factor with which each entered the backward pass."""
-
-    def __init__(self) -> None:
-        self._recorder = Objective()
-        self._factors: list[Tensor | None] = []
-
-    @property
-    def recorded(self) -> bool:
-        return bool(self._factors)
-
-    def record(self, forward: Callable[[], Tensor]) -> Tensor:
-        loss = self._recorder.baseline(forward)
-        index = len(self._factors)
-        self._factors.append(None)
-
-        def look(grad: Tensor) -> None:
-            # Whatever divides the loss afterwards, for accumulation or a GradScaler, is in its gradient.
-            self._factors[index] = grad.detach()
-
-        loss.register_hook(look)
-        return loss
-
-    def objective(self, scale: float) -> Objective:
-        weights = [0.0 if factor is None else float(factor) / scale for factor in self._factors]
-        records = self._recorder.records
-        return Objective.recorded(
-            [replace(record, weight=weight) for record, weight in zip(records, weights, strict=True)]
-        )
-
-
 class _LeftAlone:
     """What a trainer counts in `compute_loss` is afterwards as before."""
 
@@ -422,15 +391,3 @@ class _LeftAlone:
 
     def __exit__(self, *_: object) -> None:
         vars(self._owner).update(self._kept)
-
-
-def _copied(inputs: Any) -> Any:
-    """The same tensors in containers of their own."""
-    if isinstance(inputs, Mapping):
-        copied = copy.copy(inputs)
-        for key, value in inputs.items():
-            copied[key] = _copied(value)  # pyright: ignore[reportIndexIssue]
-        return copied
-    if isinstance(inputs, list):
-        return [_copied(value) for value in inputs]
-    return inputs
