@@ -596,6 +596,27 @@ def test_one_sentence_for_a_component_that_has_not_moved(caplog: pytest.LogCaptu
     assert "requires_grad=False" in sentences[0]
 
 
+@pytest.mark.parametrize("make", [armijo.SGDSLS, armijo.AdamSLS, armijo.PLASLS])
+def test_a_learning_rate_that_was_brought_along_is_spoken_of(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    for lr in (1.0, 0.1, 0.0):
+        make([weight], lr=lr)
+    assert caplog.records == []
+    make([weight], lr=2e-5)
+    make([{"params": [weight], "lr": torch.tensor(1e-3)}])
+    assert [record.getMessage().partition(" It ")[0] for record in caplog.records] == ["lr is 2e-05.", "lr is 0.001."]
+
+
+def test_plasls_with_one_component_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    armijo.PLASLS(armijo.split(model, by="module"))
+    armijo.PLASLS([{"params": list(model.parameters()), "component": "all"}])
+    assert caplog.records == []
+    armijo.PLASLS(model.parameters())
+    assert "given one component" in caplog.text
+    assert 'armijo.split(model, by="layer")' in caplog.text
+
+
 def test_one_sentence_for_a_failing_component(caplog: pytest.LogCaptureFixture) -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = armijo.AdamSLS([weight])

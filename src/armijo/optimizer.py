@@ -35,6 +35,8 @@ __all__ = ["LineSearch"]
 logger = logging.getLogger("armijo")
 
 _HALF = (torch.float16, torch.bfloat16)
+_LEAST_FACTOR = 1e-2
+"""A smaller `lr` is a learning rate that somebody brought along."""
 
 
 @dataclass(slots=True)
@@ -159,6 +161,7 @@ class LineSearch(Optimizer):
         }
         super().__init__(params, defaults)
         self._start_watching()
+        _warn_of_a_learning_rate(self.param_groups)
 
     # ------------------------------------------------------------------------------------------ what torch expects
 
@@ -622,6 +625,16 @@ def _fetch(scalars: list[torch.Tensor]) -> list[float]:
 def _sum(numbers: Iterable[float]) -> float:
     # math.fsum raises where infinities of both signs meet; here that is a NaN like any other.
     return sum(numbers, 0.0)
+
+
+def _warn_of_a_learning_rate(groups: Sequence[dict[str, Any]]) -> None:
+    factors = [factor for group in groups if 0 < (factor := float(group["lr"])) < _LEAST_FACTOR]
+    if factors:
+        logger.warning(
+            "lr is %g. It is no learning rate here, but multiplies each step size that the search finds, so that the "
+            "model hardly moves. Leave it out; what bounds the step sizes is max_step_size.",
+            min(factors),
+        )
 
 
 def _warn_of_half_precision(groups: Sequence[dict[str, Any]], loss: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ moves nothing and keeps the step size; a component without a slope does not grow
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -23,6 +24,8 @@ from armijo.search.criteria import Armijo
 from armijo.search.guesses import Growth
 
 __all__ = ["PLASLS", "SGDSLS", "AdamSLS"]
+
+logger = logging.getLogger("armijo")
 
 
 def _line_parts(c: float, initial_step_size: float) -> dict[str, Any]:
@@ -218,3 +221,9 @@ class PLASLS(LineSearch):
             max_step_size=max_step_size,
             process_group=process_group,
         )
+        (first, *others) = self.param_groups
+        if not others and first["component"] == "group 0" and len(first["params"]) > 1:
+            logger.warning(
+                "PLASLS was given one component, and is AdamSLS then. Split the model: "
+                'armijo.PLASLS(armijo.split(model, by="layer")).'
+            )
