@@ -32,3 +32,10 @@ def tests(session: nox.Session, versions: str) -> None:
     # FSDP2 of torch 2.6 runs on GPUs alone.
     without = ["--ignore=tests/distributed", "-k", "not two_processes"] if versions == "floor" else []
     session.run("pytest", *without, *(session.posargs or ["-n", "2"]))
+
+
+@nox.session(python="3.11")
+def trackers(session: nox.Session) -> None:
+    """What the searches found, in W&B, MLflow and trackio; they are in no extra, for what they bring along."""
+    session.install("--editable", ".[test]", "wandb", "mlflow-skinny", "sqlalchemy", "alembic", "trackio")
+    session.run("pytest", "-m", "heavy", "tests/heavy/test_trackers.py", *session.posargs)
