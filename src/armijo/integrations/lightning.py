@@ -124,7 +124,8 @@ class ArmijoMixin(_Base):
         """The callbacks of the module; of all methods the first that `fit` calls, so refusals stand here."""
         if self.trainer.state.fn == "fit":
             self._refuse()
-        return super().configure_callbacks()
+        given = super().configure_callbacks()
+        return [*([given] if isinstance(given, Callback) else given), _Releasing()]
 
     def on_fit_start(self) -> None:
         """Have the optimizers search."""
@@ -199,9 +200,7 @@ class ArmijoMixin(_Base):
 
     def _recorded(self, strategy: Strategy, above: Callable[..., Any], *args: Any) -> Any:
         """The strategy's `training_step`, recorded."""
-        # A trainer that was interrupted keeps this, and may train another module next.
-        if self._window is None or strategy.lightning_module is not self:
-            return above(*args)
+        assert self._window is not None
         kept = copied(args)
         model = strategy.model
         assert model is not None
@@ -259,6 +258,14 @@ class ArmijoMixin(_Base):
                 "loss = self.record_loss(closure); self.manual_backward(loss); optimizer.step()."
             )
         return (itself, _returning(self._mute_in_trials(closure))), {}
+
+
+class _Releasing(Callback):
+    """After a `fit` that was interrupted the optimizers step by themselves again."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(pl_module, ArmijoMixin):
+            pl_module._release()
 
 
 class StepSizeLogger(Callback):
