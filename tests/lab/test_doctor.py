@@ -54,7 +54,7 @@ def test_a_healthy_machine(doctor: Run) -> None:
     code, out = doctor()
     assert code == 0
     assert torch.equal(torch.get_rng_state(), before)
-    assert f"torch                  {torch.__version__}" in out
+    assert f"torch                  {importlib.metadata.version('torch')}" in out
     assert "cpu: 1 threads" in out
     for kind in ("AdamSLS", "PLASLS"):
         assert f"  {kind} on cpu: ok: loss" in out
@@ -233,6 +233,7 @@ class Cuda:
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
         monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+        monkeypatch.setattr(torch.version, "cuda", None)
 
 
 def test_several_gpus_are_described_and_would_be_wrapped(
