@@ -125,8 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
+    if _rank() and code == 1:
+        errors.quiet, sentence = False, f"Rank {_rank()}: {sentence}"
     errors.print(sentence, markup=False, highlight=False)
     raise SystemExit(code)
+
+
+def _rank() -> int:
+    """Which of the ranks that torchrun started this is, without importing torch for it."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 @contextmanager
@@ -134,8 +141,8 @@ def _logged() -> Iterator[None]:
     """What the library and the lab log goes to the terminal, above the progress bar."""
     from rich.logging import RichHandler
 
-    # Of the ranks that torchrun starts one speaks for all.
-    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
+    # Of the ranks that torchrun starts the first speaks for all, but for what goes wrong on another.
+    if _rank():
         errors.quiet = output.quiet = True
         logging.getLogger("armijo").setLevel(logging.CRITICAL)
     handler = RichHandler(console=errors, show_time=False, show_path=False, rich_tracebacks=False)

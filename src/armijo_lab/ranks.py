@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from armijo_lab.errors import BadInputError
+
 __all__ = ["ALONE", "Ranks", "joined", "started"]
 
 
@@ -38,20 +40,45 @@ class Ranks:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """This rank's device, where all ranks were given the same: its own GPU."""
-        if self.size == 1 or device.type != "cuda":
+        """This rank's device, where all ranks were given the same: its own GPU.
+
+        Raises:
+            BadInputError: There is none for it.
+        """
+        if self.size == 1 or device.type == "cpu":
             return device
+        if device.type != "cuda":
+            raise BadInputError(f"Several processes share a run on CPUs or CUDA devices, not on {device.type}.")
+        if device.index is not None:
+            raise BadInputError(f"{device} is one GPU, and each process of a run needs one of its own; say cuda.")
+        if self.local >= torch.cuda.device_count():
+            raise BadInputError(
+                f"Each process of a run needs a GPU of its own, and there are {torch.cuda.device_count()} for at least "
+                f"{self.local + 1} of them; start fewer processes, or say --device cpu."
+            )
         own = torch.device("cuda", self.local)
         torch.cuda.set_device(own)
         return own
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model as it is called in a step: its backward pass averages the gradients over the ranks."""
+    def wrap(self, model: nn.Module, device: torch.device, unused: bool) -> nn.Module:
+        """The model as it is called in a step: its backward pass averages the gradients over the ranks.
+
+        Args:
+            model: What is trained.
+            device: Where it lies.
+            unused: Whether a backward pass leaves some of its parameters without a gradient.
+        """
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
+
+    def agree(self, model: nn.Module) -> None:
+        """Give all ranks the buffers of the first: each has seen other rows. Every rank must call it."""
+        for buffer in model.buffers() if self.size > 1 else ():
+            distributed.broadcast(buffer, 0)
 
     def share(self, places: Sequence[int]) -> Sequence[int]:
         """Those of some rows that are this rank's."""

@@ -65,7 +65,7 @@ PRECISIONS = ("fp32", "bf16", "fp64")
 EVALUATION_BATCH = 64
 CLOCKS = ("training", "evaluation", "logging")
 _CHECKPOINT = Path("checkpoint") / "state.pt"
-_CHECKPOINTED = {"config", "command", "data", "progress", "model", "optimizer", "scheduler", "generators"}
+_CHECKPOINTED = {"config", "command", "data", "progress", "model", "optimizer", "scheduler", "ranks"}
 
 
 class InterruptedRunError(Exception):
@@ -183,10 +183,6 @@ class TrainingConfig:
             raise BadInputError(
                 f"The optimizer {method.name} decides by the loss of its own rows, so that {self.processes} processes "
                 "would part; run it in one."
-            )
-        if (self.processes or 1) > 1 and _device(self.device).index is not None:
-            raise BadInputError(
-                f"The device {self.device} is one GPU, and {self.processes} processes need one each; say cuda."
             )
         _device(self.device)
         self._check_lora()
@@ -337,15 +333,36 @@ def run(
     """
     records.refuse_used(folder)
     config.check()
-    task = load_task(config)
-    model, tokenizer = models.load(config.model, task, paper_protocol=config.paper_protocol, seed=config.seed)
+    task, model, tokenizer = load(config)
     return train(config, task, model, tokenizer, folder, observe=observe, command=command)
 
 
+def load(config: TrainingConfig) -> tuple[TaskData, nn.Module, Any]:
+    """Task, model and tokenizer of a run.
+
+    Raises:
+        BadInputError: They cannot be read.
+    """
+    task = load_task(config)
+    model, tokenizer = models.load(config.model, task, paper_protocol=config.paper_protocol, seed=config.seed)
+    return task, model, tokenizer
+
+
 def resume(
-    folder: Path, *, observe: Observe = lambda record: None, command: str | None = None
+    folder: Path,
+    *,
+    observe: Observe = lambda record: None,
+    command: str | None = None,
+    load: Callable[[TrainingConfig], tuple[TaskData, nn.Module, Any]] = load,
 ) -> tuple[TrainingConfig, dict[str, Any]]:
     """Continue an interrupted run from its checkpoint to the end, as if nothing had happened.
+
+    Args:
+        folder: The run's.
+        observe: Sees every record as it is written.
+        command: The command line, for the record; by default that of the checkpoint.
+        load: How the run had its task, model and tokenizer. A copy of a model is another one to the last bit, because
+            weights as they lie in a file are aligned otherwise in memory, and matrix products hang on that.
 
     Returns:
         The run's configuration, and what `summary.json` holds.
@@ -357,13 +374,12 @@ def resume(
     checkpoint = _read_checkpoint(folder)
     config = TrainingConfig(**checkpoint["config"])
     config.check()
-    task = load_task(config)
+    task, model, tokenizer = load(config)
     if _fingerprint(task) != checkpoint["data"]:
         raise BadInputError(
             f"The data of the run in {folder} have changed since its checkpoint was written; a run cannot be continued "
             "on other rows. Start a new one."
         )
-    model, tokenizer = models.load(config.model, task, paper_protocol=config.paper_protocol, seed=config.seed)
     summary = train(
         config,
         task,
@@ -490,7 +506,7 @@ class _Training:
         self.steps_per_epoch = math.ceil(len(self.rows) / config.rows_a_step)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._try_a_forward()
-        self.called = among.wrap(self.model, self.device)
+        self.called = among.wrap(self.model, self.device, unused=among.size > 1 and self._leaves_some_out())
         self.stepper = self.method.build(self.model, self.total_steps)
         self.progress = _Progress()
         if checkpoint is None:
@@ -516,6 +532,17 @@ class _Training:
             ) from error
         finally:
             self.model.train(was_training)
+
+    def _leaves_some_out(self) -> bool:
+        """Whether a backward pass leaves trained parameters without a gradient, as it does an unused pooler's."""
+        was_training = self.model.training
+        self.model.eval()
+        inputs, targets = self.rows.batch([0])
+        self._criterion(self._logits(self.model, inputs), targets, "mean").backward()
+        found = any(parameter.requires_grad and parameter.grad is None for parameter in self.model.parameters())
+        self.model.zero_grad(set_to_none=True)
+        self.model.train(was_training)
+        return found
 
     # ---------------------------------------------------------------------------------------------------- the steps
 
@@ -596,6 +623,7 @@ class _Training:
         """The metrics and the loss on rows, and the predictions; `None` if it was interrupted."""
         was_training = self.model.training
         self.model.eval()
+        self.ranks.agree(self.model)
         places = self.ranks.share(rows.by_length())
         found: list[torch.Tensor] = []
         total = torch.zeros((), device=self.device)
@@ -691,7 +719,7 @@ class _Training:
             "progress": dataclasses.asdict(self.progress),
             "model": self.model.state_dict(),
             **self.stepper.state_dict(),
-            "generators": generators,
+            "ranks": generators,
         }
         path = folder / _CHECKPOINT
         aside = path.with_name(".state.partial")
@@ -717,7 +745,7 @@ class _Training:
         self.model.load_state_dict(checkpoint["model"])
         self.stepper.load_state_dict(checkpoint)
         self.progress = _Progress(**checkpoint["progress"])
-        _set_generators(checkpoint["generators"][self.ranks.rank], self.device)
+        _set_generators(checkpoint["ranks"][self.ranks.rank], self.device)
 
     # --------------------------------------------------------------------------------------------------- the summary
 
@@ -838,7 +866,7 @@ def train(
         training = _Training(config, task, model, tokenizer, checkpoint, among)
         progress = training.progress
         records.reset_peak_memory(training.device)
-        with _Stop(training.method.resumable) as stop:
+        with _Stop(training.method.resumable, several=among.size > 1) as stop:
             if not among.first:
                 return _run_to_its_end(training, folder, records.NoLog(), stop, lambda record: None, command)
             if checkpoint is None:
@@ -908,6 +936,7 @@ def _run_to_its_end(
             raise KeyboardInterrupt
         if stopping or due:
             checkpoint()
+            stopping = training.ranks.any(stop.requested)
         if stopping:
             with stop.waiting():
                 training.write_summary(folder, "interrupted", command)
@@ -929,11 +958,14 @@ class _Stop:
 
     Args:
         resumable: Whether there will be a checkpoint; without, the log says so.
+        several: Whether the process is one of several: then one stop comes as several signals, from the terminal and
+            from torchrun, and whoever wants it at once ends torchrun.
     """
 
-    def __init__(self, resumable: bool = True) -> None:
+    def __init__(self, resumable: bool = True, several: bool = False) -> None:
         self.requested = False
         self._resumable = resumable
+        self._several = several
         self._writing = False
         self._before: dict[int, Any] = {}
 
@@ -961,11 +993,13 @@ class _Stop:
             self._writing = False
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self.requested and not self._writing:
+        if self.requested and not (self._writing or self._several):
             raise KeyboardInterrupt
         if not self.requested:
             self.requested = True
-            if self._resumable:
+            if self._several:
+                logger.warning("Stopping after this step, with a checkpoint.")
+            elif self._resumable:
                 logger.warning("Stopping after this step, with a checkpoint; a second Ctrl-C stops at once, without.")
             else:
                 logger.warning("Stopping after this step; this optimizer cannot be resumed, so there is no checkpoint.")

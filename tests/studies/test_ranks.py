@@ -1,6 +1,5 @@
 """Several processes share the rows of a run: its steps are those of one process, and it stops and goes on as one."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from armijo_lab import training
+from armijo_lab import ranks, training
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
-from armijo_lab.studies import plan, worker
+from armijo_lab.results.records import read_run
+from armijo_lab.studies import launch, plan, worker
 from armijo_lab.studies.plan import read
 from lab import tiny
 
@@ -31,19 +32,28 @@ def do(options, config, results):
     return worker.do(options.study, config, results=results, work=Path(options.work))
 
 
-def test_two_processes_take_the_steps_of_one_and_go_on_after_an_interruption(small, tmp_path):
-    # 24 rows in batches of 7: the last one leaves ranks with different numbers of rows.
-    longer = [option for option in small if not option.startswith(("epochs=", "batch_size="))]
-    alone = do(*planned(longer, "epochs=12", "batch_size=7"), tmp_path / "one")
-    options, config = planned(longer, "epochs=12", "batch_size=7", "processes=2")
-    whole = do(options, config, tmp_path / "two")
-    assert whole["status"] == "completed", whole
-    assert whole["run"] != alone["run"]
-    assert whole["config"]["processes"] == 2
-    assert whole["forwards_a_step"] == alone["forwards_a_step"]
-    assert whole["losses"] == pytest.approx(alone["losses"], rel=2e-3)
-    assert whole["final"] == pytest.approx(alone["final"], rel=1e-3)
+def batches_of(small, rows, epochs):
+    """The options with other batches: of 24 rows, 23 leave a last batch of one, and a rank without a row."""
+    kept = [option for option in small if not option.startswith(("epochs=", "batch_size="))]
+    return [*kept, f"batch_size={rows}", f"epochs={epochs}"]
 
+
+def test_two_processes_take_the_steps_of_one(small, tmp_path):
+    alone = do(*planned(batches_of(small, 23, 4)), tmp_path / "one")
+    many = do(*planned(batches_of(small, 23, 4), "processes=2"), tmp_path / "two")
+    assert many["status"] == "completed", many
+    assert many["run"] != alone["run"]
+    assert many["config"]["processes"] == 2
+    assert many["forwards_a_step"] == alone["forwards_a_step"]
+    assert many["losses"] == pytest.approx(alone["losses"], rel=2e-3)
+    assert many["final"] == pytest.approx(alone["final"], rel=1e-3)
+
+
+def test_an_interrupted_run_of_several_processes_goes_on(small, tmp_path):
+    # With dropout, whose masks differ from rank to rank.
+    options, config = planned(batches_of(small, 7, 12), "processes=2", "protocol=clean")
+    whole = do(options, config, tmp_path / "whole")
+    assert whole["status"] == "completed", whole
     metrics = Path(options.work) / store.identity(plan.as_dict(config)) / "metrics.jsonl"
 
     def interrupt():
@@ -68,23 +78,50 @@ def test_what_a_rank_said_is_recorded(small, tmp_path):
     assert "BadInputError: There is no folder SST-2" in record["error"]
 
 
+@pytest.mark.parametrize(
+    ("said", "first"),
+    [
+        (["RankError: Rank 1 has failed.", "ValueError: no"], "ValueError: no"),
+        (["InterruptedRunError: after 3", "RankError: gone"], "RankError: gone"),
+        (["InterruptedRunError: after 3"], "InterruptedRunError: after 3"),
+        ([], None),
+    ],
+)
+def test_the_rank_that_failed_by_itself_is_believed(said, first, tmp_path):
+    for rank, text in enumerate(said):
+        (tmp_path / str(rank)).write_text(text)
+    assert launch._first_error(tmp_path) == first
+
+
 def test_finetune_trains_on_as_many_processes_as_torchrun_started(tmp_path):
     tiny.save_model(tmp_path / "model")
-    rows = tiny.write_rows(tmp_path / "rows.jsonl")
-    options = ["--train", rows, "--text", "text", "--label", "label", "--model", tmp_path / "model"]
-    options += ["--max-length", "16", "--batch-size", "4", "--epochs", "2", "--output", tmp_path / "run"]
-    command = [*TORCHRUN, "finetune", *map(str, options), "--accumulate", "2", "--checkpoint-every", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = str(tiny.write_rows(tmp_path / "rows.jsonl"))
+    options = {"batch_size": 4, "max_length": 16, "epochs": 2, "accumulate": 2, "paper_protocol": True}
+    given = {"train": rows, "text": "text", "label": "label", "model": str(tmp_path / "model"), "optimizer": "adamsls"}
+    config = training.TrainingConfig(**given, **options)
+    training.run(config, tmp_path / "one")
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in {**given, **options}.items() if value is not True]
+    command = [*TORCHRUN, "finetune", *words, "--paper-protocol", "--output", str(tmp_path / "two")]
+    done = subprocess.run([*command, "--checkpoint-every", "1"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["status"] == "completed"
-    assert summary["config"]["processes"] == 2
-    assert summary["steps"] == 4
-    assert (tmp_path / "run" / "last" / "model.safetensors").is_file()
+    one, two = (read_run(tmp_path / name) for name in ("one", "two"))
+    assert two.summary["status"] == "completed"
+    assert two.summary["config"]["processes"] == 2
+    assert len(one.steps) == 4
+    assert [step["loss"] for step in two.steps] == pytest.approx([step["loss"] for step in one.steps], rel=1e-3)
+    assert [step["forwards"] for step in two.steps] == [step["forwards"] for step in one.steps]
+    assert (tmp_path / "two" / "last" / "model.safetensors").is_file()
 
 
-def test_what_only_one_process_can_do_is_refused(small, tmp_path):
+def test_what_cannot_be_shared_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(BadInputError, match="there are 1 for at least 2"):
+        ranks.Ranks(1, 2, 1).device(torch.device("cuda"))
+    with pytest.raises(BadInputError, match="cuda:0 is one GPU"):
+        ranks.Ranks(0, 2, 0).device(torch.device("cuda:0"))
+    with pytest.raises(BadInputError, match="not on mps"):
+        ranks.Ranks(0, 2, 0).device(torch.device("mps"))
     with pytest.raises(BadInputError, match=r"salsa decides by the loss of its own rows"):
         plan.runs(read("rivals", [*small, "select=salsa", "processes=2"]))
     with pytest.raises(BadInputError, match="processes is 0"):

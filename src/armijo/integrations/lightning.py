@@ -124,8 +124,7 @@ class ArmijoMixin(_Base):
         """The callbacks of the module; of all methods the first that `fit` calls, so refusals stand here."""
         if self.trainer.state.fn == "fit":
             self._refuse()
-        given = super().configure_callbacks()
-        return [*([given] if isinstance(given, Callback) else given), _Releasing()]
+        return super().configure_callbacks()
 
     def on_fit_start(self) -> None:
         """Have the optimizers search."""
@@ -181,7 +180,8 @@ class ArmijoMixin(_Base):
         assert strategy.model is not None
         # The module as the strategy has wrapped it says which ranks there are, also where the wrapper's forward has
         # begun before the recorded one.
-        self._window = Window(functools.partial(_parameters, optimizers), [strategy.model])
+        self._window = Window([strategy.model], functools.partial(_parameters, optimizers))
+        trainer.callbacks = [*trainer.callbacks, _Releasing()]  # pyright: ignore[reportAttributeAccessIssue]
         self._handles = tuple(optimizer.register_step_pre_hook(self._hand_over) for optimizer in optimizers)
         if self.automatic_optimization:
             vars(strategy)["training_step"] = functools.partial(self._recorded, strategy, strategy.training_step)
@@ -193,7 +193,10 @@ class ArmijoMixin(_Base):
             )
 
     def _release(self) -> None:
-        vars(self.trainer.strategy).pop("training_step", None)
+        trainer: Any = self.trainer
+        vars(trainer.strategy).pop("training_step", None)
+        # A new list, since this may be called while the old one is gone through.
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _Releasing)]
         for handle in self._handles:
             handle.remove()
         self._handles, self._window = (), None

@@ -27,13 +27,16 @@ class Window:
     """The forwards since the last step. Those whose losses entered a backward pass are what the step searches over.
 
     Args:
-        parameters: called for those that are trained. Where all their gradients are gone (an update was left
-            unfinished, a GradScaler skipped it), so are the losses that gave them.
         modules: as `armijo.Objective` takes them.
+        parameters: called for those that are trained. Where all their gradients are gone when a loss enters its
+            backward pass (an update was left unfinished, a GradScaler skipped it), so are the losses before it. `None`
+            where somebody else sees to that.
     """
 
-    def __init__(self, parameters: Callable[[], Iterable[Parameter]], modules: Sequence[Module] | None = None) -> None:
-        self._parameters, self._modules = parameters, modules
+    def __init__(
+        self, modules: Sequence[Module] | None = None, parameters: Callable[[], Iterable[Parameter]] | None = None
+    ) -> None:
+        self._modules, self._parameters = modules, parameters
         self._forwards: list[_Forward] = []
 
     def record(self, closure: Closure) -> Tensor:
@@ -44,7 +47,7 @@ class Window:
 
         def look(grad: Tensor) -> None:
             # Whatever divides the loss afterwards, for accumulation or a GradScaler, is in its gradient.
-            if all(parameter.grad is None for parameter in self._parameters()):
+            if self._parameters is not None and all(parameter.grad is None for parameter in self._parameters()):
                 self._forwards = [other for other in self._forwards if other.factor is None]
             forward.factor = grad.detach()
 

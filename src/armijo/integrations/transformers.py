@@ -200,7 +200,7 @@ class ArmijoMixin(_Base):
         # Where an epoch ends in the middle of an update, the Trainer keeps the gradients for the next one.
         model: Any = self.model
         if self._window is None or all(parameter.grad is None for parameter in model.parameters()):
-            self._window = Window(model.parameters)
+            self._window = Window()
         return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(self, model: Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:

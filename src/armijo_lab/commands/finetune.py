@@ -91,7 +91,8 @@ def finetune(
     folder = resume
     if folder is not None:
         only_resume(context)
-        if training.lacks_its_report(folder):
+        # The first rank may have written the report by the time another looks.
+        if training.lacks_its_report(folder) or not (among.first or training.has_checkpoint(folder)):
             if among.first:
                 _report_or_say(folder)
             return

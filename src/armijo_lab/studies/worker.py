@@ -88,7 +88,7 @@ def do(
         config: What to run.
         results: The folder of the records.
         work: The folder of runs that are going on; this one's own is removed when its record is written.
-        observe: Sees each step and epoch.
+        observe: Sees each step and epoch of a run in this process.
         shared: What to load from; by default what this process has loaded before.
 
     Returns:
@@ -96,7 +96,7 @@ def do(
 
     Raises:
         InterruptedRunError: Ctrl-C; the checkpoint is written.
-        KeyboardInterrupt: Ctrl-C in a run that cannot be continued.
+        KeyboardInterrupt: Ctrl-C in a run that cannot be continued, or in one of several processes.
     """
     from filelock import FileLock
 
@@ -144,7 +144,7 @@ def go_on(config: TrainingConfig, folder: Path, observe: Observe, shared: Shared
         InterruptedRunError: Ctrl-C; the checkpoint is written.
     """
     if training.has_checkpoint(folder):
-        training.resume(folder, observe=observe)
+        training.resume(folder, observe=observe, load=shared.load)
         return
     task, model, tokenizer = shared.load(config)
     training.train(config, task, model, tokenizer, folder, observe=observe)
