@@ -83,6 +83,9 @@ def test_a_run_that_fails_does_not_end_the_grid(small, tmp_path):
     grid = ["study", "rivals", *rest, f"data_dir={broken}", "seeds=1", "tasks=mrpc,sst2", "select=adamsls"]
     done = armijo(*grid, code=1)
     assert "1 of 2 runs done" in done.stdout
+    assert f"armijo report rivals {rest[0]}" in done.stdout
+    assert f"--results {tmp_path / 'results'}" in done.stdout
+    assert "1 run failed; the same command tries again." in done.stderr
     assert "mrpc-adamsls-seed0" in done.stderr
     assert "There is no folder MRPC" in done.stderr
     assert "failed  mrpc-adamsls-seed0" in armijo(*grid, "--show").stdout

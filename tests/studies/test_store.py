@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -171,6 +172,7 @@ def test_no_folder_of_a_machine_is_recorded():
     entry = store.failure("rivals", config, error)
     assert entry["error"] == "ValueError: There is no file train.tsv in SST-2, nor in 'x.tsv'; see a/b."
     assert "/home" not in json.dumps(entry)
+    assert entry["versions"]["torch"] == importlib.metadata.version("torch")
     assert entry["config"]["model"] == "bert"
     # The same model at another place is the same run; a name on the hub stays whole.
     assert store.identity(config) == store.identity({**config, "model": "../models/bert"})

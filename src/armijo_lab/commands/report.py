@@ -29,7 +29,7 @@ def report(
     """Write a page for each study: tables as Markdown and CSV, figures as PNG and SVG.
 
     Only the records are read, results/*.jsonl, and of a study NAME what a
-    person wrote in results/NAME.md. A cell without a record is printed
+    person wrote in results/NAME.md. Cells without a record are named as
     "not run". A study that was run with other options has a page of its own,
     if they are given here too.
 
@@ -86,4 +86,6 @@ def report(
         raise BadInputError(f"No study has a record in {results}; run one first: armijo study NAME.")
     if not names:
         lines = [f"- [{study.title}]({study.name}.md): {study.question}" for study in written]
+        missing = [f"`{study.name}`" for study in plan.STUDIES.values() if study not in written]
+        lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
         write_text(output / "index.md", "# The laboratory\n\n" + "\n".join(lines) + "\n")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -77,7 +79,8 @@ def study(
         _list(Path(chosen.results), planned, todo)
         return
     if not todo:
-        output.print(f"All {counted(len(planned), 'run')} of {name} are done: armijo report {name}")
+        said = f"All {counted(len(planned), 'run')} of {name} are done: {_report(chosen, given)}"
+        output.print(said, markup=False, highlight=False)
         return
     try:
         with _progress(chosen, planned, todo):
@@ -87,7 +90,8 @@ def study(
         interrupted(f"Interrupted; {counted(len(todo), 'run')} left. The same command does the rest.")
     _, todo = engine.left(chosen)
     done = len(planned) - len(todo)
-    output.print(f"{done} of {counted(len(planned), 'run')} done: armijo report {name}", markup=False, highlight=False)
+    said = f"{done} of {counted(len(planned), 'run')} done: {_report(chosen, given)}"
+    output.print(said, markup=False, highlight=False)
     if todo:
         from armijo_lab.results import store
         from armijo_lab.studies.plan import as_dict
@@ -97,7 +101,18 @@ def study(
             entry = known.get(store.identity(as_dict(config)), {})
             said = entry.get("error", "it left no record")
             errors.print(f"{store.identity(as_dict(config))}: {said}", markup=False, highlight=False)
+        errors.print(
+            f"{counted(len(todo), 'run')} failed; the same command tries again.", markup=False, highlight=False
+        )
         raise typer.Exit(1)
+
+
+def _report(chosen: Options, given: list[str]) -> str:
+    """The command that shows these runs: a report has the options that decide what they compute."""
+    elsewhere = ("results", "work", "data_dir", "device", "threads", "checkpoint_every", "seeds", "tasks", "select")
+    decisive = [text for text in given if not text.startswith("hydra") and text.partition("=")[0] not in elsewhere]
+    place = [] if chosen.results == "results" else ["--results", chosen.results, "--output", "pages"]
+    return shlex.join(["armijo", "report", chosen.study, *decisive, *place])
 
 
 def _list(results: Path, planned: list[TrainingConfig], todo: list[TrainingConfig]) -> None:
@@ -144,15 +159,17 @@ class _Watch:
         self._began = time.monotonic()
         self._files: object = None
         self._ended: set[str] = set()
+        self.failed = 0
 
     def look(self) -> tuple[int, int, int, float | None]:
-        """Done, running, left, and seconds to the end, `None` before the first has ended."""
+        """Ended, running, left, and seconds to the end, `None` before the first has ended."""
         from armijo_lab.results import store
 
         files = sorted((path.name, path.stat().st_size) for path in self._results.glob("*.jsonl"))
         if files != self._files:
             records = store.read(self._results)
             self._ended = {key for key in self._todo if key in records and records[key] != self._known.get(key)}
+            self.failed = sum(records[key]["status"] == "failed" for key in self._ended)
             self._files = files
         ended = self._ended
         running = sum(key not in ended and (self._work / key).is_dir() for key in self._todo)
@@ -161,10 +178,10 @@ class _Watch:
         return self.before + len(ended), running, left - running, seconds
 
 
-def _said(seen: tuple[int, int, int, float | None]) -> str:
+def _said(seen: tuple[int, int, int, float | None], failed: int) -> str:
     _, running, left, seconds = seen
-    time_left = "" if seconds is None else f", about {seconds / 60:.0f} min left"
-    return f"{running} running, {left} left{time_left}"
+    time_left = "" if seconds is None else f", about {math.ceil(seconds / 60)} min left"
+    return f"{f'{failed} failed, ' if failed else ''}{running} running, {left} left{time_left}"
 
 
 def _bar(watch: Any, stop: threading.Event) -> None:
@@ -183,7 +200,7 @@ def _bar(watch: Any, stop: threading.Event) -> None:
         task = progress.add_task("runs", total=watch.total, completed=watch.before, said="")
         while not stop.wait(_LOOK_EVERY):
             seen = watch.look()
-            progress.update(task, completed=seen[0], said=_said(seen))
+            progress.update(task, completed=seen[0], said=_said(seen, watch.failed))
 
 
 def _lines(watch: Any, stop: threading.Event) -> None:
@@ -194,4 +211,6 @@ def _lines(watch: Any, stop: threading.Event) -> None:
         seen = watch.look()
         if seen[0] != shown or time.monotonic() - last > _LINE_EVERY:
             shown, last = seen[0], time.monotonic()
-            errors.print(f"{seen[0]}/{watch.total} runs done, {_said(seen)}", markup=False, highlight=False)
+            errors.print(
+                f"{seen[0]}/{watch.total} runs done, {_said(seen, watch.failed)}", markup=False, highlight=False
+            )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from armijo_lab.names import slug
-from armijo_lab.results.records import Run, finite
+from armijo_lab.results.records import Run, environment, finite
 
 __all__ = ["append", "failure", "identity", "read", "record", "searches"]
 
@@ -96,6 +96,7 @@ def failure(study: str, config: Mapping[str, Any], error: BaseException) -> dict
         "error": f"{type(error).__name__}: {said}" if said else type(error).__name__,
         "config": _shown(config),
         "seed": config["seed"],
+        **{key: value for key, value in environment().items() if key in ("commit", "versions")},
         "ended": _now(),
     }
 

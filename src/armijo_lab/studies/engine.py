@@ -56,12 +56,10 @@ def options(study: str, overrides: Sequence[str]) -> Options:
 
     keys = [field.name for field in dataclasses.fields(Options) if field.name != "study"]
     for override in overrides:
-        key = override.partition("=")[0]
+        key, equals, _ = override.partition("=")
         if not key.startswith(("hydra.", "hydra/")) and key not in keys:
-            raise BadInputError(
-                f"The option {override!r} cannot be read; write key=value with one of {', '.join(keys)}, or an "
-                "option of Hydra."
-            )
+            what = f"There is no option {override!r}" if equals else f"The option {override!r} cannot be read"
+            raise BadInputError(f"{what}; write key=value with one of {', '.join(keys)}, or an option of Hydra.")
     _register()
     with _understood(), initialize(version_base="1.3", config_path=None):
         config = compose(_CONFIG, overrides=[f"study={study}", *_quoted(overrides)])

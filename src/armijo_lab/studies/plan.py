@@ -302,7 +302,8 @@ def read(study: str, arguments: Sequence[str]) -> Options:
         key, equals, value = argument.partition("=")
         if not equals or key not in hints or key == "study":
             keys = ", ".join(key for key in hints if key != "study")
-            raise BadInputError(f"The option {argument!r} cannot be read; write key=value with one of {keys}.")
+            what = f"There is no option {argument!r}" if equals else f"The option {argument!r} cannot be read"
+            raise BadInputError(f"{what}; write key=value with one of {keys}.")
         try:
             if value == "null" and hints[key] is str:
                 raise BadInputError(f"The option {key} cannot be left empty.")
@@ -367,8 +368,12 @@ def runs(options: Options) -> list[TrainingConfig]:
         if config not in planned:
             planned.append(config)
     if not planned:
-        names = ", ".join(dict.fromkeys(cell["optimizer"] for cell in study.cells()))
-        raise BadInputError(f"select={options.select} matches no cell of {study.name}; its optimizers are {names}.")
+        names = list(dict.fromkeys(cell["optimizer"] for cell in study.cells()))
+        kinds = ", ".join(dict.fromkeys(name.partition(":")[0] for name in names))
+        raise BadInputError(
+            f"select={options.select} matches no optimizer of {study.name} as a whole. There are {kinds}, with "
+            f"arguments or without, as in {max(names, key=len)}; {kinds.partition(',')[0]}.* matches all that begin so."
+        )
     return planned
 
 
