@@ -71,6 +71,27 @@ def test_an_interrupted_run_of_several_processes_goes_on(small, tmp_path):
     assert parts["final"] == whole["final"]
 
 
+@pytest.mark.soak
+def test_a_killed_command_leaves_no_ranks_behind_but_a_checkpoint(small, tmp_path):
+    options = [*batches_of(small, 8, 400), "seeds=1", "tasks=sst2", "select=adamsls", "processes=2"]
+    process = subprocess.Popen([sys.executable, "-m", "armijo_lab.studies", "rivals", *options])
+    _, config = planned(batches_of(small, 8, 400), "select=adamsls", "processes=2")
+    folder = tmp_path / "work" / store.identity(plan.as_dict(config))
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").is_file() or (folder / "metrics.jsonl").stat().st_size < 2000:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    while not (folder / "summary.json").is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    length = (folder / "metrics.jsonl").stat().st_size
+    time.sleep(2)
+    assert training.has_checkpoint(folder)
+    assert (folder / "metrics.jsonl").stat().st_size == length
+
+
 def test_what_a_rank_said_is_recorded(small, tmp_path):
     rest = [option for option in small if not option.startswith("data_dir=")]
     record = do(*planned(rest, f"data_dir={tmp_path}", "processes=2"), tmp_path / "results")
