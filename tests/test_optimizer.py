@@ -596,6 +596,22 @@ def test_one_sentence_for_a_component_that_has_not_moved(caplog: pytest.LogCaptu
     assert "requires_grad=False" in sentences[0]
 
 
+def test_a_loss_that_was_computed_before_the_step_is_refused() -> None:
+    model, inputs = nn.Linear(3, 1), torch.randn(4, 3)
+    optimizer = armijo.AdamSLS(model.parameters())
+    before = [p.detach().clone() for p in model.parameters()]
+    loss = model(inputs).square().mean()
+    with pytest.raises(armijo.ClosureContractError, match="computed before, outside of it"):
+        optimizer.step(lambda: loss)
+    assert all(map(torch.equal, before, model.parameters()))
+    assert optimizer.report is None
+    optimizer.step(lambda: model(inputs).square().mean())
+    # A parameter that is the loss is computed each time, too.
+    weight = nn.Parameter(torch.tensor(3.0))
+    armijo.SGDSLS([weight]).step(lambda: weight)
+    assert weight.item() < 3
+
+
 @pytest.mark.parametrize("make", [armijo.SGDSLS, armijo.AdamSLS, armijo.PLASLS])
 def test_a_learning_rate_that_was_brought_along_is_spoken_of(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     weight = nn.Parameter(torch.ones(3))

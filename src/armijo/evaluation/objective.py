@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
 from torch.nn import Module
@@ -32,6 +33,7 @@ class Record:
         random: the generators' state just before it.
         buffers: the buffers of its modules just before it.
         weight: the factor of this loss in the objective.
+        returned: a weak reference to the tensor that the closure returned, by which one that computes nothing is found.
     """
 
     closure: Closure
@@ -39,6 +41,7 @@ class Record:
     random: RandomState
     buffers: Buffers = field(default_factory=Buffers)
     weight: float = 1.0
+    returned: Callable[[], torch.Tensor | None] = lambda: None
 
 
 class Objective:
@@ -122,7 +125,7 @@ class Objective:
             random.restore()
             raise
         # A copy: a compiled or hand-written forward may use one tensor for all its results.
-        self._records.append(Record(closure, loss.detach().clone(), random, buffers, weight))
+        self._records.append(Record(closure, loss.detach().clone(), random, buffers, weight, ref(loss)))
         self._value = None
         self.evaluations += 1
         return loss
@@ -206,7 +209,7 @@ class Objective:
             Σ weight·loss, the mean over the ranks, or `inf` where that is not finite.
 
         Raises:
-            ClosureContractError: if a closure no longer returns a scalar tensor.
+            ClosureContractError: if a closure no longer returns a scalar tensor, or one that was computed before.
             RankError: Another rank has failed.
         """
         (total,) = self.together(lambda: [self.own_trial(through)])
@@ -231,6 +234,12 @@ class Objective:
                 with _one_kernel():
                     loss = through(record.closure)()
                 _check_loss(loss, graph=False)
+                if loss is record.returned() and loss.grad_fn is not None:
+                    raise ClosureContractError(
+                        "The closure returned a loss that was computed before, outside of it, and stays the same "
+                        "wherever the parameters are. Compute it in the closure: optimizer.step(lambda: "
+                        "criterion(model(inputs), labels))."
+                    )
                 total += record.weight * float(loss)
         finally:
             # The copies made here know no graph; the next training forward must not find them.
