@@ -333,11 +333,11 @@ def run(
     """
     records.refuse_used(folder)
     config.check()
-    task, model, tokenizer = load(config)
+    task, model, tokenizer = _load(config)
     return train(config, task, model, tokenizer, folder, observe=observe, command=command)
 
 
-def load(config: TrainingConfig) -> tuple[TaskData, nn.Module, Any]:
+def _load(config: TrainingConfig) -> tuple[TaskData, nn.Module, Any]:
     """Task, model and tokenizer of a run.
 
     Raises:
@@ -353,7 +353,7 @@ def resume(
     *,
     observe: Observe = lambda record: None,
     command: str | None = None,
-    load: Callable[[TrainingConfig], tuple[TaskData, nn.Module, Any]] = load,
+    load: Callable[[TrainingConfig], tuple[TaskData, nn.Module, Any]] = _load,
 ) -> tuple[TrainingConfig, dict[str, Any]]:
     """Continue an interrupted run from its checkpoint to the end, as if nothing had happened.
 
@@ -998,7 +998,8 @@ class _Stop:
         if not self.requested:
             self.requested = True
             if self._several:
-                logger.warning("Stopping after this step, with a checkpoint.")
+                kept = "with a checkpoint" if self._resumable else "without a checkpoint"
+                logger.warning("Stopping after this step, %s.", kept)
             elif self._resumable:
                 logger.warning("Stopping after this step, with a checkpoint; a second Ctrl-C stops at once, without.")
             else:

@@ -46,7 +46,8 @@ def study(
     Options: seeds, tasks, select (a regular expression on the optimizer),
     model, data_dir, limit, evaluation_limit, epochs, batch_size, max_length,
     protocol (paper, clean), precision, device, threads, processes (of one
-    run, started by torchrun), checkpoint_every, results, work. Hydra's launcher says where the runs are done.
+    run, started by torchrun), checkpoint_every, results, work. Hydra's
+    launcher says where the runs are done.
 
     \b
     Examples:
