@@ -65,7 +65,7 @@ def _armijo(
     \b
     Examples:
       armijo finetune
-          a first run, offline: a small BERT learns with PLASLS which part of
+          a first run, offline: a small BERT learns with AdamSLS which part of
           Python's standard library a docstring comes from
       armijo predict runs/FOLDER --text "Return the mean of some numbers."
           what the model of that run says about a text

@@ -30,6 +30,7 @@ __all__ = [
     "EncoderClassifier",
     "adapt",
     "check_folder",
+    "check_source",
     "check_tokenizer",
     "describe",
     "embedded_folder",
@@ -339,6 +340,16 @@ def _weights(auto: Any, source: str, shown: str, **outputs: Any) -> nn.Module:
             f"another shape, such as {lacking[0]}; {_INSTEAD}."
         )
     return model
+
+
+def check_source(name: str | None) -> None:
+    """Look whether a model that is named by its folder is there, without reading it; a hub's name passes.
+
+    Raises:
+        BadInputError: There is no such folder, or it lacks configuration, weights or tokenizer.
+    """
+    if name is None or not name.startswith(shapes.PREFIX):
+        _source(name)
 
 
 def _source(name: str | None) -> tuple[str, str]:

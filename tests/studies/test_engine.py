@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def test_a_grid_runs_is_skipped_when_done_and_reported(small, tmp_path):
     assert all(line.startswith("left") for line in shown[:-1])
     joblib = armijo(*grid, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert "12 of 12 runs done" in joblib.stdout
+    assert len(re.findall(r"^done +(?:sst2|mrpc)-\S+: accuracy 0\.\d+ after", joblib.stderr, re.MULTILINE)) == 12
     records = store.read(tmp_path / "results")
     assert len(records) == 12
     assert {record["hardware"]["threads"] for record in records.values()} == {1}
@@ -73,13 +75,16 @@ def test_submitit_takes_the_same_command(small, tmp_path):
 
 
 def test_a_run_that_fails_does_not_end_the_grid(small, tmp_path):
-    # A folder with SST-2 and without MRPC.
+    # MRPC's files are there, and hold another thing than labels.
     rest = [option for option in small if not option.startswith("data_dir=")]
     broken = tmp_path / "glue"
     (broken / "SST-2").mkdir(parents=True)
     source = next(Path(option.partition("=")[2]) for option in small if option.startswith("data_dir="))
     for side in ("train", "dev"):
         (broken / "SST-2" / f"{side}.tsv").write_bytes((source / "SST-2" / f"{side}.tsv").read_bytes())
+    (broken / "MRPC").mkdir()
+    for side in ("train", "dev"):
+        (broken / "MRPC" / f"{side}.tsv").write_text("Quality\t#1 String\t#2 String\nyes\ta\tb\n", encoding="utf-8")
     grid = ["study", "rivals", *rest, f"data_dir={broken}", "seeds=1", "tasks=mrpc,sst2", "select=adamsls"]
     done = armijo(*grid, code=1)
     assert "1 of 2 runs done" in done.stdout
@@ -87,10 +92,30 @@ def test_a_run_that_fails_does_not_end_the_grid(small, tmp_path):
     assert f"--results {tmp_path / 'results'}" in done.stdout
     assert "1 run failed; the same command tries again." in done.stderr
     assert "mrpc-adamsls-seed0" in done.stderr
-    assert "There is no folder MRPC" in done.stderr
-    assert "failed  mrpc-adamsls-seed0" in armijo(*grid, "--show").stdout
+    assert "The label 'yes' in line 2 of train.tsv is unknown" in done.stderr
+    shown = armijo(*grid, "--show").stdout
+    assert re.search(r"^failed +mrpc-adamsls-seed0-\w+: BadInputError: The label 'yes'", shown, re.MULTILINE)
+    assert re.search(r"^done +sst2-adamsls-seed0-\w+: accuracy 0\.\d+ after the last epoch", shown, re.MULTILINE)
     records = store.read(tmp_path / "results")
     assert sorted(record["status"] for record in records.values()) == ["completed", "failed"]
+
+
+def test_what_is_not_there_is_said_before_the_first_run(small, tmp_path):
+    def without(key):
+        return [option for option in small if not option.startswith(f"{key}=")]
+
+    grid = ["rivals", "seeds=1", "select=adamsls"]
+    module = [sys.executable, "-m", "armijo_lab.studies"]
+    for options, said in (
+        ([*small, "tasks=sst2,qnli"], "There is no folder QNLI in"),
+        ([*without("data_dir"), "data_dir=nowhere", "tasks=sst2"], "There is no folder nowhere"),
+        ([*without("model"), "model=./nowhere", "tasks=sst2"], "There is no model folder './nowhere'"),
+    ):
+        assert said in armijo("study", *grid, *options, code=2).stderr
+        bare = subprocess.run([*module, *grid, *options], capture_output=True, text=True, check=False)
+        assert bare.returncode == 2
+        assert said in bare.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])

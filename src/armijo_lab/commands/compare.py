@@ -26,7 +26,7 @@ __all__ = ["DEFAULT_OPTIMIZERS", "Plan", "compare"]
 
 logger = logging.getLogger("armijo")
 
-DEFAULT_OPTIMIZERS = ("plasls", "adamsls", "sgdsls", "adam:lr=2e-5,schedule=cosine")
+DEFAULT_OPTIMIZERS = ("adamsls", "plasls", "sgdsls", "adam:lr=2e-5,schedule=cosine")
 _PLAN = "plan.json"
 _OURS = (_PLAN, "comparison.md", "comparison.csv", "comparison.json")
 
@@ -158,7 +158,7 @@ def compare(
     \b
     Examples:
       armijo compare --seeds 1
-      armijo compare --optimizer plasls --optimizer plasls:split=projection
+      armijo compare --optimizer adamsls --optimizer plasls:split=projection
       armijo compare --task sst2 --data-dir glue --limit 500 --paper-protocol
       armijo compare --resume runs/20260101-120000-sst2-compare
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)

@@ -42,7 +42,7 @@ def finetune(
             metavar="NAME[:KEY=VALUE,…]",
             rich_help_panel="Model and optimizer",
         ),
-    ] = "plasls",
+    ] = "adamsls",
     paper_protocol: options.PaperProtocol = False,
     lora: options.Lora = None,
     lora_alpha: options.LoraAlpha = None,
@@ -60,7 +60,7 @@ def finetune(
 ) -> None:
     """Fine-tune a pretrained encoder on labelled texts; no learning rate is needed.
 
-    Without options, and offline: the installed MiniLM learns with PLASLS which
+    Without options, and offline: the installed MiniLM learns with AdamSLS which
     part of Python's standard library a docstring comes from. It takes a few
     minutes on two cores.
 
@@ -82,7 +82,7 @@ def finetune(
       armijo finetune --task rte --model roberta-base --precision bf16
       armijo finetune --optimizer adam:lr=2e-5,schedule=cosine --seed 1
       armijo finetune --lora 8 --batch-size 8 --accumulate 4
-      armijo finetune --resume runs/20260101-120000-sst2-plasls
+      armijo finetune --resume runs/20260101-120000-sst2-adamsls
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
     from armijo_lab import ranks, training
     from armijo_lab.commands.progress import errors, interrupted, show

@@ -8,7 +8,7 @@ import math
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +65,7 @@ def study(
             "Studies run on Hydra, which is not installed; install it with: pip install 'armijo[studies]', or do the "
             "runs one after the other with: python -m armijo_lab.studies NAME key=value."
         )
-    from armijo_lab.studies import engine, plan
+    from armijo_lab.studies import engine, plan, worker
 
     if name is None:
         for known in plan.STUDIES.values():
@@ -83,6 +83,7 @@ def study(
         said = f"All {counted(len(planned), 'run')} of {name} are done: {_report(chosen, given)}"
         output.print(said, markup=False, highlight=False)
         return
+    worker.check_places(todo)
     try:
         with _progress(chosen, planned, todo):
             engine.run(chosen, given, todo)
@@ -123,10 +124,23 @@ def _list(results: Path, planned: list[TrainingConfig], todo: list[TrainingConfi
 
     known = store.read(results)
     for config in planned:
-        entry = known.get(store.identity(as_dict(config)))
-        state = "left  " if entry is None else "failed" if config in todo else "done  "
-        output.print(f"{state}  {store.identity(as_dict(config))}", markup=False, highlight=False)
+        identity = store.identity(as_dict(config))
+        entry = known.get(identity)
+        line = f"{'left':8} {identity}" if entry is None else _ended(entry)
+        output.print(line, markup=False, highlight=False)
     output.print(f"{len(planned) - len(todo)} of {counted(len(planned), 'run')} done", markup=False, highlight=False)
+
+
+def _ended(entry: Mapping[str, Any]) -> str:
+    """A line on a run that has ended: how, and what came out."""
+    if entry["status"] == "failed":
+        return f"{'failed':8} {entry['run']}: {entry['error']}"
+    if entry["status"] == "diverged":
+        return f"{'diverged':8} {entry['run']}"
+    metric, minutes = entry["task"]["metrics"][0], sum(entry["seconds"].values()) / 60
+    reached = entry["epochs"][-1]["evaluation"][metric]
+    value = "not finite" if reached is None else f"{reached:.3f}"
+    return f"{'done':8} {entry['run']}: {metric} {value} after the last epoch, {minutes:.1f} min"
 
 
 @contextlib.contextmanager
@@ -161,17 +175,25 @@ class _Watch:
         self._files: object = None
         self._ended: set[str] = set()
         self.failed = 0
+        self.news: list[str] = []
 
     def look(self) -> tuple[int, int, int, float | None]:
-        """Ended, running, left, and seconds to the end, `None` before the first has ended."""
+        """Ended, running, left, and seconds to the end, `None` before the first has ended.
+
+        `news` has a line for each run that ended since the last look, `failed` the number of failures so far.
+        """
         from armijo_lab.results import store
 
         files = sorted((path.name, path.stat().st_size) for path in self._results.glob("*.jsonl"))
         if files != self._files:
             records = store.read(self._results)
+            before = self._ended
             self._ended = {key for key in self._todo if key in records and records[key] != self._known.get(key)}
+            self.news = [_ended(records[key]) for key in self._todo if key in self._ended - before]
             self.failed = sum(records[key]["status"] == "failed" for key in self._ended)
             self._files = files
+        else:
+            self.news = []
         ended = self._ended
         running = sum(key not in ended and (self._work / key).is_dir() for key in self._todo)
         left = len(self._todo) - len(ended)
@@ -199,17 +221,25 @@ def _bar(watch: Any, stop: threading.Event) -> None:
     )
     with Progress(*columns, console=errors) as progress:
         task = progress.add_task("runs", total=watch.total, completed=watch.before, said="")
-        while not stop.wait(_LOOK_EVERY):
+        over = False
+        while not over:
+            # Once more when all is over: the last run is to be seen too.
+            over = stop.wait(_LOOK_EVERY)
             seen = watch.look()
+            for line in watch.news:
+                progress.console.print(line, markup=False, highlight=False)
             progress.update(task, completed=seen[0], said=_said(seen, watch.failed))
 
 
 def _lines(watch: Any, stop: threading.Event) -> None:
     from armijo_lab.commands.progress import errors
 
-    shown, last = -1, time.monotonic()
-    while not stop.wait(_LOOK_EVERY):
+    shown, last, over = -1, time.monotonic(), False
+    while not over:
+        over = stop.wait(_LOOK_EVERY)
         seen = watch.look()
+        for line in watch.news:
+            errors.print(line, markup=False, highlight=False)
         if seen[0] != shown or time.monotonic() - last > _LINE_EVERY:
             shown, last = seen[0], time.monotonic()
             errors.print(

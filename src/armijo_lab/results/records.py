@@ -391,7 +391,7 @@ def divergence(summary: dict[str, Any]) -> str | None:
     if summary.get("status") != "diverged":
         return None
     if "lr" in summary["optimizer"]["arguments"]:
-        remedy = "try a smaller lr, or a line search: --optimizer plasls"
+        remedy = "try a smaller lr, or a line search: --optimizer adamsls"
     elif summary["config"]["precision"] != "fp32":
         remedy = "try --precision fp32"
     elif summary["optimizer"]["name"].startswith("paper-"):

@@ -27,10 +27,11 @@ def main(arguments: Sequence[str]) -> int:
         chosen = plan.read(arguments[0] if arguments else "", arguments[1:])
         planned = plan.runs(chosen)
         known = store.read(Path(chosen.results))
+        todo = [config for config in planned if not worker.is_done(config, known)]
+        worker.check_places(todo)
     except BadInputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    todo = [config for config in planned if not worker.is_done(config, known)]
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
     began, failed = time.monotonic(), 0

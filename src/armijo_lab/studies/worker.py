@@ -11,7 +11,7 @@ import gc
 import logging
 import shutil
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from armijo_lab.results import store
 from armijo_lab.results.records import read_run, read_summary
 from armijo_lab.studies import launch
 from armijo_lab.studies.plan import as_dict
+from armijo_lab.tasks import glue
 from armijo_lab.training import Observe, TrainingConfig
 
-__all__ = ["Shared", "do", "go_on", "is_done"]
+__all__ = ["Shared", "check_places", "do", "go_on", "is_done"]
 
 logger = logging.getLogger("armijo")
 
@@ -64,6 +65,20 @@ class Shared:
 
 _SHARED = Shared()
 """Of this process."""
+
+
+def check_places(todo: Iterable[TrainingConfig]) -> None:
+    """Look whether the data and models of runs are there, so that a grid does not find out run by run.
+
+    Raises:
+        BadInputError: A folder or file of GLUE, or a model's folder, is missing.
+    """
+    places = list(todo)
+    for task, folder in dict.fromkeys((config.task, config.data_dir) for config in places):
+        if task in glue.TASKS and folder is not None:
+            glue.find(task, Path(folder))
+    for model in dict.fromkeys(config.model for config in places):
+        models.check_source(model)
 
 
 def is_done(config: TrainingConfig, known: Mapping[str, Mapping[str, Any]]) -> bool:

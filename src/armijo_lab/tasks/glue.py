@@ -194,33 +194,45 @@ def load(task: str, data_dir: Path | None) -> TaskData:
         train, evaluation = _from_hub(task, spec)
         provenance: dict[str, str | int | float | None] = {"source": _HUB}
     else:
-        folder = _folder(spec, data_dir)
-        train, torn_train = _from_file(spec, folder / "train.tsv")
-        evaluation, torn_evaluation = _from_file(spec, folder / spec.evaluation)
-        provenance = {"source": str(folder)}
+        files = find(task, data_dir)
+        (train, torn_train), (evaluation, torn_evaluation) = (_from_file(spec, path) for path in files)
+        provenance = {"source": str(files[0].parent)}
         if spec.skip_ragged:
             provenance["rows_passed_over"] = torn_train + torn_evaluation
     return TaskData(task, spec.description, spec.labels, train, evaluation, names, provenance)
 
 
-def _folder(spec: GlueTask, data_dir: Path) -> Path:
-    """The task's folder, or the sentence that tells which one was looked for."""
+def find(task: str, data_dir: Path) -> tuple[Path, Path]:
+    """The official files of a task, to train on and to evaluate on, without reading them.
+
+    Args:
+        task: A key of `TASKS`.
+        data_dir: The folder that holds the official folders.
+
+    Raises:
+        BadInputError: A folder or a file is missing; the sentence tells which one was looked for.
+    """
+    spec = TASKS[task]
     if not data_dir.is_dir():
-        raise BadInputError(f"There is no folder {data_dir}, which --data-dir names.")
+        raise BadInputError(
+            f"There is no folder {data_dir}; name the one that holds GLUE's own folders, {spec.folder} among them."
+        )
     folder = data_dir / spec.folder
     if not folder.is_dir():
         there = ", ".join(sorted(path.name for path in data_dir.iterdir() if path.is_dir()))
         raise BadInputError(
-            f"There is no folder {spec.folder} in {data_dir}, but {there or 'no folder at all'}; --data-dir names "
-            "the folder that holds GLUE's own folders."
+            f"There is no folder {spec.folder} in {data_dir}, but {there or 'no folder at all'}; name the folder that "
+            "holds GLUE's own folders."
         )
-    return folder
+    files = (folder / "train.tsv", folder / spec.evaluation)
+    for path in files:
+        if not path.is_file():
+            raise BadInputError(f"There is no file {path.name} in {path.parent}, which the official layout has.")
+    return files
 
 
 def _from_file(spec: GlueTask, path: Path) -> tuple[Split, int]:
     """The rows of an official file, and how many torn ones were passed over."""
-    if not path.is_file():
-        raise BadInputError(f"There is no file {path.name} in {path.parent}, which the official layout has.")
     limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
         # utf-8-sig: the official MRPC begins with a byte order mark.
