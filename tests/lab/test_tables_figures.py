@@ -215,6 +215,22 @@ def test_the_panels_show_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert all(axis.get_xlabel() == "step" and axis.get_ylabel() for axis in drawn[0].axes)
 
 
+def test_one_step_size_needs_no_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    folder = write_run(tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "step":
+            line |= {"components": line["components"][-1:], "merges": []}
+            line["components"][0]["status"] = "accepted"
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures.draw_run(folder)
+    sizes = next(axis for axis in drawn[0].axes if axis.get_title() == "Step size")
+    assert len(sizes.get_legend_handles_labels()[1]) == 1
+    assert sizes.get_legend() is None
+
+
 def test_a_comparison_is_drawn(runs: list[Run], tmp_path: Path) -> None:
     path = figures.draw_comparison(runs, tmp_path / "new" / "comparison.png")
     assert path.read_bytes().startswith(PNG)

@@ -93,7 +93,7 @@ def panel(steps: Iterable[StepReport], *, title: str | None = None) -> Figure:
         ...     loss = optimizer.step(lambda: (weight**2).sum())
         >>> figure = panel(recorder.steps)
         >>> [axis.get_title(loc="left") for axis in figure.axes]
-        ['Loss', 'Step size of each component', 'Forward passes a step, mean 2.00',
+        ['Loss', 'Step size', 'Forward passes a step, mean 2.00',
          'Status of each component, 100 % accepted where searched']
     """
     reports = list(steps)
@@ -291,7 +291,8 @@ def draw_step_sizes(axis: Axes, steps: Sequence[StepReport]) -> None:
         axis.plot(*failures, "x", color="black", markersize=size, markeredgewidth=size / 4, label=_MARKS[0], zorder=4)
     if merged[0]:
         axis.plot(*merged, "o", color="black", markerfacecolor="white", markersize=5, label=_MARKS[1], zorder=4)
-    axis.set(title="Step size of each component", ylabel="step size η (log)", yscale="log")
+    title = "Step size of each component" if len(lines) > 1 else "Step size"
+    axis.set(title=title, ylabel="step size η (log)", yscale="log")
     log_ticks(axis)
 
 

@@ -176,7 +176,8 @@ def _draw_step_sizes(axis: "Axes", run: Run) -> None:
         kept = [0, lines - 1, *range(lines, len(handles))]
         names[0], names[lines - 1] = f"first: {names[0]}", f"last of {lines}: {names[lines - 1]}"
         handles, names = [handles[place] for place in kept], [names[place] for place in kept]
-    axis.legend(handles, names, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    if len(handles) > 1:
+        axis.legend(handles, names, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
 
 
 def _draw_forwards(axis: "Axes", run: Run) -> None:
