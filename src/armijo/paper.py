@@ -1,6 +1,6 @@
 """The same three optimizers exactly as arXiv 2403.18506 has them, evaluation for evaluation (layer L3).
 
-They are here to reproduce and to compare; for work take `armijo.AdamSLS` and `armijo.PLASLS`. Where the paper is
+They are here to reproduce and to compare; for work take `armijo.AdamSLS`. Where the paper is
 silent its released code decides, except for that code's departures from the paper's own equations, which `docs/`
 lists. Every number is a keyword, so that every branch can be reached in a few steps:
 

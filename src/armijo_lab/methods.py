@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from armijo_lab.stepping import Stepper
 
-__all__ = ["NAMES", "OURS", "Method", "parse"]
+__all__ = ["DEFAULT", "NAMES", "OURS", "Method", "parse"]
 
 Value = str | float | int
 
@@ -107,8 +107,8 @@ _ADAPTED: _Keys = {**_TORCH, "lr": _positive}
 _AVERAGE: _Keys = {"average": _choice("yes", "no")}
 
 _KEYS: Mapping[str, _Keys] = {
-    "plasls": {**_SPLIT, **_MERGE, **_OURS, **_BETAS},
     "adamsls": {**_OURS, **_BETAS},
+    "plasls": {**_SPLIT, **_MERGE, **_OURS, **_BETAS},
     "sgdsls": _OURS,
     "adam": _TORCH,
     "adamw": _TORCH,
@@ -173,6 +173,8 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
 
 NAMES: tuple[str, ...] = tuple(_KEYS)
 """Every optimizer that `--optimizer` takes."""
+DEFAULT = "adamsls"
+"""What trains where nothing is said: of ours the one that no table has behind another of them for certain."""
 OURS: tuple[str, ...] = tuple(name for name in NAMES if name not in _DEFAULTS)
 """Those among them that are armijo's line searches."""
 

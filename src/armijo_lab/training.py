@@ -123,7 +123,7 @@ class TrainingConfig:
         save_models: Whether to write `best` and `last`.
     """
 
-    optimizer: str = "adamsls"
+    optimizer: str = methods.DEFAULT
     model: str | None = None
     task: str | None = None
     data_dir: str | None = None

@@ -117,7 +117,7 @@ def test_ctrl_c_before_the_first_step_writes_nothing(armijo, common, tmp_path, m
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("finetune --optimizer lion", "There is no optimizer 'lion'; choose one of plasls"),
+        ("finetune --optimizer lion", "There is no optimizer 'lion'; choose one of adamsls"),
         ("finetune --task sst9 --data-dir .", "sst2"),
         ("finetune --data-dir .", "--task"),
         ("finetune --task sst2 --train a.csv --text t --label l", "give one of them"),
@@ -235,6 +235,7 @@ def test_help_reads_like_a_manual_page(armijo):
         assert code == 0
         for words in ("Examples:", "Data", "Model and optimizer", "Training", "Output", "--optimizer", "[default:"):
             assert words in out, words
+    assert "[default: adamsls]" in armijo("finetune", "--help")[1]
     assert armijo("--version")[1].startswith("armijo ")
 
 

@@ -24,6 +24,9 @@ MAIN = [sys.executable, "-c", "from armijo_lab.cli import main; main()"]
 # 20 rows in batches of 2, 30 epochs: 300 steps, a checkpoint every 10, an evaluation and perhaps a model every 10.
 ARGUMENTS = [
     "finetune",
+    # Components, turns and merges are to be resumed too.
+    "--optimizer",
+    "plasls",
     "--model",
     "../model",
     "--train",

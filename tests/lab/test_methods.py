@@ -166,8 +166,8 @@ def test_schedules(schedule, expected, model):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("lion", "plasls, adamsls"),
-        ("", "plasls, adamsls"),
+        ("lion", "adamsls, plasls"),
+        ("", "adamsls, plasls"),
         ("adam:rate=1", "it takes lr, weight_decay"),
         ("plasls:lr=1", "it takes split, n_groups"),
         ("adam:lr", "adam takes the keys lr"),

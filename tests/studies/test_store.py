@@ -34,6 +34,21 @@ def test_what_a_crash_tore_is_passed_over_and_harms_nothing(tmp_path, caplog):
     assert set(store.read(tmp_path)) == {"x", "y"}
 
 
+def test_a_line_says_what_came_out():
+    ended = {
+        "run": "x",
+        "status": "completed",
+        "task": {"metrics": ["accuracy", "f1"]},
+        "epochs": [{"evaluation": {"accuracy": 0.5}}, {"evaluation": {"accuracy": None}}],
+        "final": {"accuracy": 0.6204},
+        "seconds": {"training": 60.0, "evaluation": 29.0, "logging": 1.0},
+    }
+    assert store.line(ended) == "done     x: accuracy 0.620 after the last epoch, 1.5 min"
+    assert "accuracy not finite after" in store.line({**ended, "final": None})
+    assert store.line({"run": "x", "status": "diverged"}) == "diverged x"
+    assert store.line({"run": "x", "status": "failed", "error": "E: no."}) == "failed   x: E: no."
+
+
 def _write(path: Path, number: int) -> None:
     for turn in range(50):
         store.append(path, {"run": f"{number}-{turn}", "status": "completed", "filling": "x" * 5000})

@@ -94,7 +94,7 @@ def panel(steps: Iterable[StepReport], *, title: str | None = None) -> Figure:
         >>> figure = panel(recorder.steps)
         >>> [axis.get_title(loc="left") for axis in figure.axes]
         ['Loss', 'Step size', 'Forward passes a step, mean 2.00',
-         'Status of each component, 100 % accepted where searched']
+         'Status, 100 % accepted where searched']
     """
     reports = list(steps)
     if not reports:
@@ -351,7 +351,8 @@ def _draw_statuses(axis: Axes, steps: Sequence[StepReport]) -> list[Patch]:
     axis.set_yticks(list(rows.values())[::every], _short(list(rows))[::every])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     share = f"{accepted / searches:.1%}".replace(".0%", "%").replace("%", " %") if searches else ""
-    axis.set_title(f"Status of each component, {share} accepted where searched" if searches else "Nothing was searched")
+    title = "Status of each component" if len(rows) > 1 else "Status"
+    axis.set_title(f"{title}, {share} accepted where searched" if searches else "Nothing was searched")
     there = {component.status for step in steps for component in step.components}
     return [Patch(color=color, label=str(status)) for status, color in _STATUSES.items() if status in there]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from armijo_lab import methods
 from armijo_lab.commands import command_line, new_folder, only_resume, options, prepare_output
 from armijo_lab.names import counted
 
@@ -42,7 +43,7 @@ def finetune(
             metavar="NAME[:KEY=VALUE,…]",
             rich_help_panel="Model and optimizer",
         ),
-    ] = "adamsls",
+    ] = methods.DEFAULT,
     paper_protocol: options.PaperProtocol = False,
     lora: options.Lora = None,
     lora_alpha: options.LoraAlpha = None,

@@ -8,7 +8,7 @@ import math
 import shlex
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,21 +126,9 @@ def _list(results: Path, planned: list[TrainingConfig], todo: list[TrainingConfi
     for config in planned:
         identity = store.identity(as_dict(config))
         entry = known.get(identity)
-        line = f"{'left':8} {identity}" if entry is None else _ended(entry)
+        line = f"{'left':8} {identity}" if entry is None else store.line(entry)
         output.print(line, markup=False, highlight=False)
     output.print(f"{len(planned) - len(todo)} of {counted(len(planned), 'run')} done", markup=False, highlight=False)
-
-
-def _ended(entry: Mapping[str, Any]) -> str:
-    """A line on a run that has ended: how, and what came out."""
-    if entry["status"] == "failed":
-        return f"{'failed':8} {entry['run']}: {entry['error']}"
-    if entry["status"] == "diverged":
-        return f"{'diverged':8} {entry['run']}"
-    metric, minutes = entry["task"]["metrics"][0], sum(entry["seconds"].values()) / 60
-    reached = entry["epochs"][-1]["evaluation"][metric]
-    value = "not finite" if reached is None else f"{reached:.3f}"
-    return f"{'done':8} {entry['run']}: {metric} {value} after the last epoch, {minutes:.1f} min"
 
 
 @contextlib.contextmanager
@@ -189,7 +177,7 @@ class _Watch:
             records = store.read(self._results)
             before = self._ended
             self._ended = {key for key in self._todo if key in records and records[key] != self._known.get(key)}
-            self.news = [_ended(records[key]) for key in self._todo if key in self._ended - before]
+            self.news = [store.line(records[key]) for key in self._todo if key in self._ended - before]
             self.failed = sum(records[key]["status"] == "failed" for key in self._ended)
             self._files = files
         else:
@@ -240,7 +228,7 @@ def _lines(watch: Any, stop: threading.Event) -> None:
         seen = watch.look()
         for line in watch.news:
             errors.print(line, markup=False, highlight=False)
-        if seen[0] != shown or time.monotonic() - last > _LINE_EVERY:
+        if not over and (seen[0] != shown or time.monotonic() - last > _LINE_EVERY):
             shown, last = seen[0], time.monotonic()
             errors.print(
                 f"{seen[0]}/{watch.total} runs done, {_said(seen, watch.failed)}", markup=False, highlight=False

@@ -213,7 +213,7 @@ def _provenance(summary: dict[str, Any]) -> str:
 
 
 def _name(summary: dict[str, Any]) -> str:
-    """As in `bert-base-uncased-sst2-plasls`."""
+    """As in `bert-base-uncased-sst2-adamsls`."""
     base = PurePath(summary["model"]["name"].partition("==")[0]).name
     return f"{base}-{_portable(summary['task']['name'])}-{summary['optimizer']['name']}"
 

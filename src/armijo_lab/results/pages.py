@@ -97,7 +97,7 @@ def _table(cells: Sequence[Cell]) -> str:
         ("mean log loss", _shown(lambda record: record["mean_log_loss"], ".2f")),
         ("forwards a step", _mean(of.forwards_a_step, ".2f")),
         ("time / Adam(W)", lambda cell: _number(of.time_ratio(cell, _baseline(cell, cells)), ".2f", "×")),
-        ("failed searches", _mean(_if_searched(lambda record: record["failed_searches"]), "g")),
+        ("failed searches", _mean(_if_searched(lambda record: record["failed_searches"]), ".2g")),
         ("components left", _mean(_if_searched(lambda record: len(record["components"])), "g")),
         ("smallest step size", lambda cell: _number(_least(cell, of.smallest_step_size), ".1e")),
     ]
@@ -247,8 +247,8 @@ def _legend(cells: Sequence[Cell]) -> str:
         f"*all rows*: {final}. ± is the sample standard deviation over the seeds. *mean log loss* is (1/T)·Σ log f_t "
         "over all steps. *time*: training time over that of the first Adam or AdamW on the same task, rows, batches, "
         "model, hardware and commit, a ratio over shared seeds; runs shared their machine with others, so the study "
-        "`overhead` is the one to believe. *failed searches*: steps in which one failed. *smallest step size*: of "
-        "any component at any step of any seed."
+        "`overhead` is the one to believe. *failed searches*: steps of a run in which one failed. *smallest step "
+        "size*: of any component at any step of any seed."
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from armijo_lab.names import slug
 from armijo_lab.results.records import Run, environment, finite
 
-__all__ = ["append", "failure", "identity", "read", "record", "searches"]
+__all__ = ["append", "failure", "identity", "line", "read", "record", "searches"]
 
 logger = logging.getLogger("armijo")
 
@@ -150,6 +150,18 @@ def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         "forwards_a_step": [step["forwards"] for step in run.steps],
         **_extremes(run),
     }
+
+
+def line(entry: Mapping[str, Any]) -> str:
+    """A record in a line for people: how the run ended, and what came out, on all held-out rows where that is known."""
+    if entry["status"] == "failed":
+        return f"{'failed':8} {entry['run']}: {entry['error']}"
+    if entry["status"] == "diverged":
+        return f"{'diverged':8} {entry['run']}"
+    metric, minutes = entry["task"]["metrics"][0], sum(entry["seconds"].values()) / 60
+    value = (entry["final"] or entry["epochs"][-1]["evaluation"])[metric]
+    reached = "not finite" if value is None else f"{value:.3f}"
+    return f"{'done':8} {entry['run']}: {metric} {reached} after the last epoch, {minutes:.1f} min"
 
 
 def searches(run: Run) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
             return 130
         failed += entry["status"] == "failed"
         left = (time.monotonic() - began) / number * (len(todo) - number)
-        sys.stderr.write(f"{number}/{len(todo)} {entry['run']} {entry['status']}  about {left / 60:.0f} min left\n")
+        sys.stderr.write(f"{store.line(entry)}\n{number} of {len(todo)} runs, about {left / 60:.0f} min left\n")
     return 1 if failed else 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -26,8 +25,6 @@ from armijo_lab.tasks import glue
 from armijo_lab.training import Observe, TrainingConfig
 
 __all__ = ["Shared", "check_places", "do", "go_on", "is_done"]
-
-logger = logging.getLogger("armijo")
 
 
 class Shared:
@@ -130,7 +127,6 @@ def do(
         except training.InterruptedRunError:
             raise
         except Exception as error:  # whatever a run raises, the rest of the grid goes on
-            logger.warning("The run %s failed: %s", identity, error)
             entry = store.failure(study, values, error)
         store.append(results / f"{study}.jsonl", entry)
         shutil.rmtree(folder, ignore_errors=True)

@@ -215,14 +215,15 @@ def find(task: str, data_dir: Path) -> tuple[Path, Path]:
     spec = TASKS[task]
     if not data_dir.is_dir():
         raise BadInputError(
-            f"There is no folder {data_dir}; name the one that holds GLUE's own folders, {spec.folder} among them."
+            f"There is no folder {data_dir}; --data-dir (data_dir= in a study) names the folder that holds GLUE's own "
+            f"folders, {spec.folder} among them."
         )
     folder = data_dir / spec.folder
     if not folder.is_dir():
         there = ", ".join(sorted(path.name for path in data_dir.iterdir() if path.is_dir()))
         raise BadInputError(
-            f"There is no folder {spec.folder} in {data_dir}, but {there or 'no folder at all'}; name the folder that "
-            "holds GLUE's own folders."
+            f"There is no folder {spec.folder} in {data_dir}, but {there or 'no folder at all'}; --data-dir "
+            "(data_dir= in a study) names the folder that holds GLUE's own folders."
         )
     files = (folder / "train.tsv", folder / spec.evaluation)
     for path in files:
