@@ -178,11 +178,16 @@ def test_costs_are_ratios_to_adam_with_the_same_rows_and_model(tmp_path):
         step_size = None if config.optimizer == "adam" else 1e-3
         seconds *= 10 if config.model == "random:bert-base" else 1
         records.append(made_up.record("overhead", config, [0.5, 0.5], seconds=seconds, step_size=step_size))
+        if config.optimizer != "adam":
+            # The first epoch took 10 seconds of the 12, so the second took half as long as Adam's.
+            records[-1]["epochs"][0]["seconds"]["training"] = seconds * 10 / 12
+            steps = records[-1]["epochs"][0]["step"]
+            records[-1]["forwards_a_step"] = [9] * steps + [2] * (len(records[-1]["forwards_a_step"]) - steps)
     found = collected("overhead", records)
     text = page("overhead", found, tmp_path)
     costs = text[text.index("## Time an epoch") :]
     name = next(one.name for one in found if one.optimizer == "plasls" and "random:bert-base" in one.name)
-    assert line(costs, name)[1:4] == ["60.00", "1.50×", "2.00"]
+    assert line(costs, name)[1:6] == ["60.00", "1.50×", "2.00", "0.50×", "2.00"]
     assert (tmp_path / "images" / "overhead-time.png").stat().st_size > 1000
     each = next(one.name for one in found if one.optimizer == "plasls:schedule=each")
     assert line(costs, each)[2] == "1.50×"

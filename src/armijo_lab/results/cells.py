@@ -141,6 +141,18 @@ def training_seconds(record: Mapping[str, Any]) -> float:
     return record["seconds"]["training"]
 
 
+def last_epoch_seconds(record: Mapping[str, Any]) -> float:
+    """Seconds in training steps of the last epoch, when the first searches are over."""
+    *before, last = record["epochs"]
+    return last["seconds"]["training"] - (before[-1]["seconds"]["training"] if before else 0.0)
+
+
+def last_epoch_forwards(record: Mapping[str, Any]) -> float:
+    """Forward passes a step in the last epoch."""
+    before = record["epochs"][:-1]
+    return statistics.fmean(record["forwards_a_step"][before[-1]["step"] if before else 0 :])
+
+
 def smallest_step_size(record: Mapping[str, Any]) -> float | None:
     """The smallest step size of any component at any step."""
     return min((size for size in record.get("smallest", []) if size is not None), default=None)
@@ -199,14 +211,22 @@ def difference(ours: Cell, theirs: Cell, value: Callable[[Mapping[str, Any]], fl
     return Difference(mean, mean - half, mean + half, len(gaps))
 
 
-def time_ratio(cell: Cell, baseline: Cell | None) -> float | None:
-    """Training time over that of the baseline, over the seeds that both did alike (`_conditions`)."""
+def time_ratio(
+    cell: Cell, baseline: Cell | None, seconds: Callable[[Mapping[str, Any]], float] = training_seconds
+) -> float | None:
+    """Training time over that of the baseline, over the seeds that both did alike (`_conditions`).
+
+    Args:
+        cell: Whose time.
+        baseline: Against which; `None` where there is none.
+        seconds: What of a record's time.
+    """
     if baseline is None:
         return None
     others = baseline.ended
     shared = [seed for seed, record in cell.ended.items() if _conditions(record) == _conditions(others.get(seed))]
-    ours = sum(training_seconds(cell.ended[seed]) for seed in shared)
-    theirs = sum(training_seconds(baseline.ended[seed]) for seed in shared)
+    ours = sum(seconds(cell.ended[seed]) for seed in shared)
+    theirs = sum(seconds(baseline.ended[seed]) for seed in shared)
     return ours / theirs if theirs > 0 else None
 
 

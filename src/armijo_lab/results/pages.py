@@ -522,15 +522,17 @@ def _costs(cells: Sequence[Cell]) -> str:
     cells = [cell for cell in cells if cell.ended]
     rows = []
     for cell in cells:
-        ratio = of.time_ratio(cell, _baseline(cell, cells))
+        adam = _baseline(cell, cells)
         seconds = cell.mean(lambda r: of.training_seconds(r) / len(r["epochs"]))
         evaluation = cell.mean(lambda r: r["seconds"]["evaluation"] / len(r["epochs"]))
         rows.append(
             [
                 cell.name,
                 _number(seconds, ".2f"),
-                _number(ratio, ".2f", "×"),
+                _number(of.time_ratio(cell, adam), ".2f", "×"),
                 _mean(of.forwards_a_step, ".2f")(cell),
+                _number(of.time_ratio(cell, adam, of.last_epoch_seconds), ".2f", "×"),
+                _mean(of.last_epoch_forwards, ".2f")(cell),
                 _number(evaluation, ".2f"),
                 _mean(lambda r: r["peak_memory"].get("cuda", r["peak_memory"].get("resident", 0)) / 2**20, ".0f")(cell),
             ]
@@ -540,6 +542,8 @@ def _costs(cells: Sequence[Cell]) -> str:
         "seconds an epoch",
         "against Adam",
         "forwards a step",
+        "last epoch against Adam",
+        "its forwards a step",
         "evaluation (s)",
         "peak memory (MiB)",
     ]
