@@ -203,14 +203,24 @@ def test_times_are_compared_on_one_machine_and_with_one_model(tmp_path):
     assert line(page("rivals", collected("rivals", records), tmp_path), "adamsls")[8] == "–"
 
 
-def test_a_task_that_was_begun_does_not_empty_the_ranks(tmp_path):
-    begun = plan.runs(plan.Options("rivals", seeds=1, select="adamsls", tasks="mnli"))[0]
-    records = [*made_up.rivals(), made_up.record("rivals", begun, [0.4], final=0.4, step_size=1e-3)]
+def test_who_is_alone_at_a_task_is_not_first_there(tmp_path):
+    begun = plan.runs(plan.Options("rivals", seeds=1, select=ADAMW, tasks="mnli"))[0]
+    records = [*made_up.rivals(), made_up.record("rivals", begun, [0.4], final=0.4)]
     text = page("rivals", collected("rivals", records), tmp_path)
     ranks = text[text.index("## Ranks") :]
     assert line(ranks, "adamsls")[1] == "1.0"
-    assert line(ranks, ADAMW)[1] == "2.0 (1 task)"
-    assert "mnli: minus the best" not in ranks
+    assert line(ranks, ADAMW)[1] == "2.0"
+    assert "mnli: minus" not in ranks
+
+
+def test_a_task_that_was_begun_does_not_empty_the_ranks(tmp_path):
+    options = plan.Options("rivals", seeds=1, select=f"adamsls|{ADAMW}", tasks="mnli")
+    begun = [made_up.record("rivals", config, [0.4], final=0.4) for config in plan.runs(options)]
+    ranks = page("rivals", collected("rivals", [*made_up.rivals(), *begun]), tmp_path)
+    ranks = ranks[ranks.index("## Ranks") :]
+    assert line(ranks, "adamsls")[1] == "1.2"
+    assert line(ranks, ADAMW)[1] == "1.8"
+    assert line(ranks, "salsa")[1].endswith("(1 task)")
 
 
 def test_records_know_their_precision():

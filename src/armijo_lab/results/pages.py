@@ -324,6 +324,9 @@ def _adams(cells: Sequence[Cell]) -> list[Cell]:
 def _against(cells: Sequence[Cell]) -> str:
     """Ranks, differences to AdamSLS and to the best Adam in hindsight, and who wins how often."""
     cells = [cell for cell in cells if cell.ended]
+    # Who is alone at a task is the first there and beats nobody.
+    counts = Counter(cell.task for cell in cells)
+    cells = [cell for cell in cells if counts[cell.task] > 1]
     if not cells:
         return ""
     tasks = of.tasks(cells)
