@@ -173,10 +173,10 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
 
 NAMES: tuple[str, ...] = tuple(_KEYS)
 """Every optimizer that `--optimizer` takes."""
-DEFAULT = "adamsls"
-"""What trains where nothing is said: of ours the one that no table has behind another of them for certain."""
 OURS: tuple[str, ...] = tuple(name for name in NAMES if name not in _DEFAULTS)
 """Those among them that are armijo's line searches."""
+DEFAULT = "adamsls"
+"""What trains where nothing is said; docs/choosing.md tells why."""
 
 
 @dataclass(frozen=True)
