@@ -51,6 +51,8 @@ def main() -> None:
         "step_sizes": [[c.step_size for c in report.components] for report in watch.reports],
     }
     torch.save(found, folder / f"{case}-{os.environ['RANK']}.pt")
+    # Left to the end of the interpreter, gloo's threads abort the process now and then (pytorch 179291).
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
