@@ -44,9 +44,12 @@ def test_a_grid_runs_is_skipped_when_done_and_reported(small, tmp_path):
     shown = armijo(*grid, "--show").stdout.splitlines()
     assert shown[-1] == "0 of 12 runs done"
     assert all(line.startswith("left") for line in shown[:-1])
+    # What is shown is what `select` takes.
+    assert "left     mrpc adamw:lr=1e-4,schedule=cosine,warmup=0.1 seed 1" in shown
     joblib = armijo(*grid, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     assert "12 of 12 runs done" in joblib.stdout
-    assert len(re.findall(r"^done +(?:sst2|mrpc)-\S+: accuracy 0\.\d+ after", joblib.stderr, re.MULTILINE)) == 12
+    ended = r"^done +(?:sst2|mrpc) \S+ seed [01]: accuracy 0\.\d+ on all held-out rows"
+    assert len(re.findall(ended, joblib.stderr, re.MULTILINE)) == 12
     records = store.read(tmp_path / "results")
     assert len(records) == 12
     assert {record["hardware"]["threads"] for record in records.values()} == {1}
@@ -88,14 +91,14 @@ def test_a_run_that_fails_does_not_end_the_grid(small, tmp_path):
     grid = ["study", "rivals", *rest, f"data_dir={broken}", "seeds=1", "tasks=mrpc,sst2", "select=adamsls"]
     done = armijo(*grid, code=1)
     assert "1 of 2 runs done" in done.stdout
-    assert f"armijo report rivals {rest[0]}" in done.stdout
+    assert f"Next: armijo report rivals {rest[0]}" in done.stdout
     assert f"--results {tmp_path / 'results'}" in done.stdout
     assert "1 run failed; the same command tries again." in done.stderr
-    assert "mrpc-adamsls-seed0" in done.stderr
+    assert "mrpc adamsls seed 0: BadInputError" in done.stderr
     assert "The label 'yes' in line 2 of train.tsv is unknown" in done.stderr
     shown = armijo(*grid, "--show").stdout
-    assert re.search(r"^failed +mrpc-adamsls-seed0-\w+: BadInputError: The label 'yes'", shown, re.MULTILINE)
-    assert re.search(r"^done +sst2-adamsls-seed0-\w+: accuracy 0\.\d+ after the last epoch", shown, re.MULTILINE)
+    assert re.search(r"^failed +mrpc adamsls seed 0: BadInputError: The label 'yes'", shown, re.MULTILINE)
+    assert re.search(r"^done +sst2 adamsls seed 0: accuracy 0\.\d+ on all held-out rows", shown, re.MULTILINE)
     records = store.read(tmp_path / "results")
     assert sorted(record["status"] for record in records.values()) == ["completed", "failed"]
 
@@ -116,6 +119,10 @@ def test_what_is_not_there_is_said_before_the_first_run(small, tmp_path):
         assert bare.returncode == 2
         assert said in bare.stderr
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for key in ("results", "work"):
+        said = armijo("study", *grid, *without(key), "tasks=sst2", f"{key}={tmp_path / 'file'}", code=2).stderr
+        assert f"The folder {key}={tmp_path / 'file'} cannot be made: File exists" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]])
@@ -152,6 +159,8 @@ def test_an_interrupted_grid_goes_on_where_it_was(small, tmp_path, launcher):
         (["rivals", "+foo=1"], "+foo=1"),
         (["rivals", "study=merging"], "study=merging"),
         (["rivals", "select=a\\"], "no regular expression"),
+        (["rivals", "select=adamw"], "select='sgdsls.*' takes all that begin so"),
+        (["rivals", "limit=-5"], "limit is -5; it is the most rows to use"),
         (["rivals", "hydra/launcher=moon"], "moon"),
     ],
 )
@@ -194,3 +203,24 @@ def test_the_report_reads_and_prints_what_was_not_run(tmp_path):
     armijo("report", "rivalry", "--results", str(tmp_path / "results"), code=2)
     armijo("report", "--results", str(tmp_path / "nowhere"), code=2)
     json.dumps(store.read(tmp_path / "results"))
+
+
+def test_a_report_of_nothing_writes_nothing_and_says_what_there_is(tmp_path):
+    from studies.made_up import write
+
+    write(tmp_path / "results")
+    pages = ["--output", str(tmp_path / "pages")]
+    said = armijo("report", "rivals", "limit=64", f"results={tmp_path / 'results'}", *pages, code=2).stderr
+    assert "is of rivals with these options. There are records for: armijo report rivals." in " ".join(said.split())
+    # Options of where and how a run is done are no other page.
+    assert "rivals.md" in armijo("report", "rivals", f"results={tmp_path / 'results'}", "threads=1", *pages).stdout
+    # A record of other options is found by them.
+    records = list(store.read(tmp_path / "results").values())
+    for record in records:
+        record["config"] |= {"limit": 64, "epochs": 1, "paper_protocol": False, "seed": record["seed"]}
+        record["run"] = f"other-{record['run']}"
+        store.append(tmp_path / "others" / "rivals.jsonl", record)
+    for names in (["rivals"], []):
+        said = armijo("report", *names, "--results", str(tmp_path / "others"), *pages, code=2).stderr
+        assert "armijo report rivals limit=64 epochs=1 protocol=clean." in " ".join(said.split())
+    assert sorted(path.name for path in (tmp_path / "pages").glob("*.md")) == ["rivals.md"]

@@ -101,7 +101,8 @@ def test_the_page_of_the_rivals(found, tmp_path):
     assert "Not run (37 of 44 cells): " in sst2
     assert sst2.count("`gen`") == mrpc.count("`gen`") == 1
     assert "`adamsls`" not in sst2
-    assert line(text, "dog")[1:3] == ["0", "failed: RuntimeError: out of luck"]
+    assert line(text, "dog")[1:3] == ["0", "failed"]
+    assert "`dog` failed: RuntimeError: out of luck\n" in text
     diverged = line(text, "sgd:lr=1e-1,schedule=cosine")
     assert diverged[1:3] == ["3 (3 diverged)", "diverged"]
     ranks = text[text.index("## Ranks") :]
@@ -226,3 +227,14 @@ def test_a_task_that_was_begun_does_not_empty_the_ranks(tmp_path):
 def test_records_know_their_precision():
     config = dataclasses.replace(plan.runs(plan.Options("frozen", select="plasls"))[0], precision="bf16")
     assert plan.as_dict(config)["precision"] == "bf16"
+
+
+def test_the_most_frequent_class_is_that_of_the_rows_judged(tmp_path):
+    records = made_up.rivals()
+    # One record of a task knows the share among all rows, those of before do not.
+    assert all("final_majority" not in record for record in records)
+    knowing = {**records[0], "final_majority": 0.625}
+    found = collected("rivals", [knowing, *records[1:]])
+    assert {cells.majority(r) for c in found if c.task == knowing["task"]["name"] for r in c.ended.values()} == {0.625}
+    assert "held out, the most frequent class 0.500 of them and 0.625 of all rows" in page("rivals", found, tmp_path)
+    assert "the most frequent class 0.500)" in page("rivals", collected("rivals", records), tmp_path)

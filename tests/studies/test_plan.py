@@ -34,6 +34,22 @@ def test_a_study_can_be_cut_and_moved():
     assert {(run.limit, run.paper_protocol, run.epochs, run.seed) for run in planned} == {(None, False, 2, 0)}
 
 
+@pytest.mark.parametrize("name", plan.STUDIES)
+def test_what_is_recorded_tells_the_options_it_was_run_with(name):
+    usual = plan.runs(Options(study=name))
+    assert all(plan.options_of(name, plan.as_dict(config)) == [] for config in usual)
+    labels = [plan.label(name, config) for config in usual]
+    assert all(config.optimizer in label.split() for config, label in zip(usual, labels, strict=True))
+    # But for rows and protocol, by which generalise and overhead tell their own cells apart.
+    if name not in ("generalise", "overhead"):
+        assert len(set(labels)) == len(labels)
+        moved = plan.runs(Options(study=name, limit=0, protocol="clean", processes=2, select="adamsls|plasls"))
+        said = (
+            ["processes=2", "protocol=clean"] if name == "paper-full" else ["limit=0", "processes=2", "protocol=clean"]
+        )
+        assert all(plan.options_of(name, plan.as_dict(config)) == said for config in moved)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

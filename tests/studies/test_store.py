@@ -43,10 +43,10 @@ def test_a_line_says_what_came_out():
         "final": {"accuracy": 0.6204},
         "seconds": {"training": 60.0, "evaluation": 29.0, "logging": 1.0},
     }
-    assert store.line(ended) == "done     x: accuracy 0.620 after the last epoch, 1.5 min"
-    assert "accuracy not finite after" in store.line({**ended, "final": None})
-    assert store.line({"run": "x", "status": "diverged"}) == "diverged x"
-    assert store.line({"run": "x", "status": "failed", "error": "E: no."}) == "failed   x: E: no."
+    assert store.line(ended, "x") == "done     x: accuracy 0.620 on all held-out rows, 1.5 min"
+    assert "accuracy not finite after the last epoch" in store.line({**ended, "final": None}, "x")
+    assert store.line({"status": "diverged"}, "x") == "diverged x"
+    assert store.line({"status": "failed", "error": "E: no."}, "x") == "failed   x: E: no."
 
 
 def _write(path: Path, number: int) -> None:

@@ -52,6 +52,9 @@ def report(
             raise BadInputError(f"There is no study {name!r}; choose one of {', '.join(plan.STUDIES)}.")
     if said and len(names) != 1:
         raise BadInputError(f"{said[0]} is an option of one study; name that study before it.")
+    # As `armijo study` was told; where and how runs were done is no other page.
+    results = next((Path(option.partition("=")[2]) for option in said if option.startswith("results=")), results)
+    said = [option for option in said if option.partition("=")[0] not in plan.PLACES]
     if not results.is_dir():
         raise BadInputError(f"There is no folder {results} with records; run a study first: armijo study NAME.")
     known = store.read(results)
@@ -65,7 +68,7 @@ def report(
             for config, runs in plan.cells(plan.read(study.name, said))
         ]
         found = cells.collect(planned, study.varied, known)
-        if not names and not any(cell.ended or cell.failed for cell in found):
+        if not any(cell.ended or cell.failed for cell in found):
             continue
         notes = results / f"{study.name}.md"
         header = pages.Header(
@@ -82,8 +85,16 @@ def report(
         done = sum(len(cell.ended) for cell in found)
         total = sum(len(cell.records) for cell in found)
         terminal.print(f"{output / header.page}.md: {done} of {total} runs", markup=False, highlight=False)
-    if not written:
-        raise BadInputError(f"No study has a record in {results}; run one first: armijo study NAME.")
+    without = [name for name in names if all(study.name != name for study in written)]
+    if without or not written:
+        what = f"{' and '.join(without)} with these options" if without else "a study with its usual options"
+        commands = dict.fromkeys(
+            shlex.join(["armijo", "report", entry["study"], *plan.options_of(entry["study"], entry["config"])])
+            for entry in known.values()
+            if entry["study"] in (without or plan.STUDIES)
+        )
+        there = f"There are records for: {'; '.join(commands)}." if commands else "Run it first: armijo study NAME."
+        raise BadInputError(f"No record in {results} is of {what}. {there}")
     if not names:
         lines = [f"- [{study.title}]({study.name}.md): {study.question}" for study in written]
         missing = [f"`{study.name}`" for study in plan.STUDIES.values() if study not in written]

@@ -77,13 +77,13 @@ def study(
     chosen = engine.options(name, given)
     planned, todo = engine.left(chosen)
     if show:
-        _list(Path(chosen.results), planned, todo)
+        _list(chosen, planned, todo)
         return
     if not todo:
-        said = f"All {counted(len(planned), 'run')} of {name} are done: {_report(chosen, given)}"
+        said = f"All {counted(len(planned), 'run')} of {name} are done. Next: {_report(chosen, given)}"
         output.print(said, markup=False, highlight=False)
         return
-    worker.check_places(todo)
+    worker.check_places(todo, chosen)
     try:
         with _progress(chosen, planned, todo):
             engine.run(chosen, given, todo)
@@ -92,7 +92,7 @@ def study(
         interrupted(f"Interrupted; {counted(len(todo), 'run')} left. The same command does the rest.")
     _, todo = engine.left(chosen)
     done = len(planned) - len(todo)
-    said = f"{done} of {counted(len(planned), 'run')} done: {_report(chosen, given)}"
+    said = f"{done} of {counted(len(planned), 'run')} done. Next: {_report(chosen, given)}"
     output.print(said, markup=False, highlight=False)
     if todo:
         from armijo_lab.results import store
@@ -102,7 +102,7 @@ def study(
         for config in todo:
             entry = known.get(store.identity(as_dict(config)), {})
             said = entry.get("error", "it left no record")
-            errors.print(f"{store.identity(as_dict(config))}: {said}", markup=False, highlight=False)
+            errors.print(f"{plan.label(name, config)}: {said}", markup=False, highlight=False)
         errors.print(
             f"{counted(len(todo), 'run')} failed; the same command tries again.", markup=False, highlight=False
         )
@@ -111,22 +111,25 @@ def study(
 
 def _report(chosen: Options, given: list[str]) -> str:
     """The command that shows these runs: a report has the options that decide what they compute."""
-    elsewhere = ("results", "work", "data_dir", "device", "threads", "checkpoint_every", "seeds", "tasks", "select")
+    from armijo_lab.studies.plan import PLACES
+
+    elsewhere = (*PLACES, "seeds", "tasks", "select")
     decisive = [text for text in given if not text.startswith("hydra") and text.partition("=")[0] not in elsewhere]
     place = [] if chosen.results == "results" else ["--results", chosen.results, "--output", "pages"]
     return shlex.join(["armijo", "report", chosen.study, *decisive, *place])
 
 
-def _list(results: Path, planned: list[TrainingConfig], todo: list[TrainingConfig]) -> None:
+def _list(chosen: Options, planned: list[TrainingConfig], todo: list[TrainingConfig]) -> None:
     from armijo_lab.commands.progress import output
     from armijo_lab.results import store
-    from armijo_lab.studies.plan import as_dict
+    from armijo_lab.studies import plan
 
-    known = store.read(results)
+    known = store.read(Path(chosen.results))
     for config in planned:
-        identity = store.identity(as_dict(config))
+        identity, label = store.identity(plan.as_dict(config)), plan.label(chosen.study, config)
         entry = known.get(identity)
-        line = f"{'left':8} {identity}" if entry is None else store.line(entry)
+        begun = (Path(chosen.work) / identity).is_dir()
+        line = f"{'begun' if begun else 'left':8} {label}" if entry is None else store.line(entry, label)
         output.print(line, markup=False, highlight=False)
     output.print(f"{len(planned) - len(todo)} of {counted(len(planned), 'run')} done", markup=False, highlight=False)
 
@@ -153,10 +156,10 @@ class _Watch:
 
     def __init__(self, chosen: Options, planned: list[TrainingConfig], todo: list[TrainingConfig]) -> None:
         from armijo_lab.results import store
-        from armijo_lab.studies.plan import as_dict
+        from armijo_lab.studies import plan
 
         self._results, self._work = Path(chosen.results), Path(chosen.work)
-        self._todo = [store.identity(as_dict(config)) for config in todo]
+        self._todo = {store.identity(plan.as_dict(config)): plan.label(chosen.study, config) for config in todo}
         self._known = {key: entry for key, entry in store.read(self._results).items() if key in self._todo}
         self.total, self.before = len(planned), len(planned) - len(todo)
         self._began = time.monotonic()
@@ -177,7 +180,9 @@ class _Watch:
             records = store.read(self._results)
             before = self._ended
             self._ended = {key for key in self._todo if key in records and records[key] != self._known.get(key)}
-            self.news = [store.line(records[key]) for key in self._todo if key in self._ended - before]
+            self.news = [
+                store.line(records[key], label) for key, label in self._todo.items() if key in self._ended - before
+            ]
             self.failed = sum(records[key]["status"] == "failed" for key in self._ended)
             self._files = files
         else:

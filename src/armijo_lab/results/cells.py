@@ -76,11 +76,24 @@ class Cell:
 
 def collect(planned: Planned, varied: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
     """The cells of a study with what is known of their runs; `varied` names what a cell's name says beside them."""
+    # Records of before have no share of the most frequent class among all rows; others of the same task have.
+    shares = {
+        record["task"]["name"]: record["final_majority"]
+        for record in known.values()
+        if record.get("final") is not None and record.get("final_majority") is not None
+    }
+
+    def of_run(identity: str) -> Mapping[str, Any] | None:
+        record = known.get(identity)
+        if record is None or record.get("final") is None or record.get("final_majority") is not None:
+            return record
+        return {**record, "final_majority": shares.get(record["task"]["name"])}
+
     return [
         Cell(
             config=config,
             varied={key: config[key] for key in varied if key in config},
-            records=tuple(known.get(identity) for identity in identities),
+            records=tuple(map(of_run, identities)),
         )
         for config, identities in planned
     ]
@@ -124,6 +137,11 @@ def final(record: Mapping[str, Any]) -> float | None:
     if judged is None:
         return last(record)
     return None if judged["loss"] is None else judged[metric(record)]
+
+
+def majority(record: Mapping[str, Any]) -> float | None:
+    """The share of the most frequent class among the rows that `final` is about, in [0, 1]; `None` if unknown."""
+    return record["majority"] if record["final"] is None else record.get("final_majority")
 
 
 def train_loss(record: Mapping[str, Any]) -> float | None:

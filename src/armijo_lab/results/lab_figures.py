@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,17 @@ def draw(study: str, page: str, cells: Sequence[Cell], folder: Path) -> list[tup
     """Draw the figures of a study's page into a folder, which is made; the PNG file of each with its caption."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted: list[tuple[str, str, Callable[[Sequence[Cell]], Figure]]] = []
+    most = max(len(here) for here in _by_task(cells).values())
     if study != "overhead":
-        wanted.append(("accuracy", "Accuracy of each seed and the mean, on all held-out rows after training", _dots))
-        wanted.append(("epochs", "Accuracy after each epoch, mean over the seeds", _epochs))
+        said = (
+            "Accuracy of each seed and the mean, on all held-out rows after training; dashed: the most frequent class"
+        )
+        wanted.append(("accuracy", said, _dots))
+        cut = f"; of each task the {len(PALETTE)} cells that end highest" if most > len(PALETTE) else ""
+        wanted.append(("epochs", f"Accuracy after each epoch, mean over the seeds{cut}", _epochs))
     if any(of.searched(record) for cell in cells for record in cell.ended.values()):
-        wanted.append(("step-sizes", "The smallest and the largest step size at each step, seed 0", _step_sizes))
+        cut = f"; of each task the first {len(PALETTE)} cells of the table" if most > len(PALETTE) else ""
+        wanted.append(("step-sizes", f"The smallest and the largest step size at each step, seed 0{cut}", _step_sizes))
     if study == "overhead":
         wanted.insert(0, ("time", "Training time an epoch against Adam", _times))
     drawn = []
@@ -73,42 +79,59 @@ def _dots(cells: Sequence[Cell]) -> Figure:
 
 def _majority(axis: Axes, cells: Sequence[Cell]) -> None:
     records = [record for cell in cells for record in cell.ended.values()]
-    share: set[Any] = {
-        record["majority"] if record["final"] is None else record.get("final_majority") for record in records
-    }
-    share.discard(None)
+    share: set[Any] = {of.majority(record) for record in records} - {None}
     if len(share) == 1:
         axis.axvline(share.pop(), color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
 
 
+def _styles(panels: Iterable[Sequence[Cell]]) -> dict[str, tuple[str, str]]:
+    """A colour and a dash for each cell's name, the same in all panels."""
+    names = dict.fromkeys(cell.name for here in panels for cell in here)
+    dashes = ("-", "--", ":", "-.")
+    return {
+        name: (PALETTE[place % len(PALETTE)], dashes[place // len(PALETTE) % len(dashes)])
+        for place, name in enumerate(names)
+    }
+
+
 def _epochs(cells: Sequence[Cell]) -> Figure:
-    """Accuracy after each epoch; no more lines than can be told apart: ours, and the best of the others."""
-    panels = _by_task(cells)
+    """Accuracy after each epoch; no more lines than can be told apart: those that end highest."""
+
+    def end(cell: Cell) -> float:
+        return cell.mean(of.final) or 0.0
+
+    panels = {task: sorted(h, key=end, reverse=True)[: len(PALETTE)] for task, h in _by_task(cells).items()}
+    styles = _styles(panels.values())
     figure = new_figure(max(6.0, 5.0 * len(panels)), 4.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (task, here) in zip(axes, panels.items(), strict=True):
-        chosen = sorted(here, key=lambda cell: cell.mean(of.final) or 0.0, reverse=True)[: len(PALETTE)]
-        for place, cell in enumerate(chosen):
+    for axis, (task, chosen) in zip(axes, panels.items(), strict=True):
+        for cell in chosen:
             runs = [of.scores(record) for record in cell.ended.values()]
             means = [statistics.fmean(scores) for scores in zip(*runs, strict=True)]
-            axis.plot(range(1, len(means) + 1), means, "o-", color=PALETTE[place], markersize=3, label=plain(cell.name))
+            color, dash = styles[cell.name]
+            axis.plot(
+                range(1, len(means) + 1), means, "o", linestyle=dash, color=color, markersize=3, label=plain(cell.name)
+            )
         axis.set(title=task, xlabel="epoch", ylabel="accuracy")
         axis.legend(frameon=False, fontsize=7)
     return figure
 
 
 def _step_sizes(cells: Sequence[Cell]) -> Figure:
-    panels = _by_task([cell for cell in cells if 0 in cell.ended and of.searched(cell.ended[0])])
+    searching = [cell for cell in cells if 0 in cell.ended and of.searched(cell.ended[0])]
+    panels = {task: here[: len(PALETTE)] for task, here in _by_task(searching).items()}
+    styles = _styles(panels.values())
     figure = new_figure(max(6.0, 5.0 * len(panels)), 4.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (task, here) in zip(axes, panels.items(), strict=True):
-        for place, cell in enumerate(here[: len(PALETTE)]):
+        for cell in here:
             record = cell.ended[0]
             low, high = ([size or math.nan for size in record[key]] for key in ("smallest", "largest"))
             steps = range(1, len(low) + 1)
-            axis.plot(steps, low, color=PALETTE[place], linewidth=1.3, label=plain(cell.name))
-            axis.plot(steps, high, color=PALETTE[place], linewidth=0.8, alpha=0.5)
-            axis.fill_between(steps, low, high, color=PALETTE[place], alpha=0.08)
+            color, dash = styles[cell.name]
+            axis.plot(steps, low, color=color, linestyle=dash, linewidth=1.3, label=plain(cell.name))
+            axis.plot(steps, high, color=color, linestyle=dash, linewidth=0.8, alpha=0.5)
+            axis.fill_between(steps, low, high, color=color, alpha=0.08)
         axis.set(title=task, xlabel="step", ylabel="step size", yscale="log")
         axis.legend(frameon=False, fontsize=7)
     return figure

@@ -101,12 +101,14 @@ def _table(cells: Sequence[Cell]) -> str:
         ("components left", _mean(_if_searched(lambda record: len(record["components"])), "g")),
         ("smallest step size", lambda cell: _number(_least(cell, of.smallest_step_size), ".1e")),
     ]
-    rows, missing = [], []
+    rows, missing, errors = [], [], []
     for cell in cells:
+        if cell.failed:
+            errors.append(f"`{cell.name}` failed: {_error(cell)}")
         if not cell.ended and not cell.failed:
             missing.append(f"`{cell.name}`")
         elif not cell.ended:
-            rows.append([cell.name, "0", f"failed: {_error(cell)}", *[""] * (len(columns) - 3)])
+            rows.append([cell.name, "0", "failed", *[""] * (len(columns) - 3)])
         else:
             row = [show(cell) for _, show in columns]
             ends = [(cell.diverged, "diverged"), (cell.failed, "failed")]
@@ -114,6 +116,7 @@ def _table(cells: Sequence[Cell]) -> str:
                 row[1] += f" ({', '.join(f'{number} {word}' for number, word in ends if number)})"
             rows.append(row)
     parts = [aligned([heading for heading, _ in columns], rows)] if rows else []
+    parts += errors
     if missing:
         parts.append(f"{NOT_RUN.capitalize()} ({len(missing)} of {counted(len(cells), 'cell')}): {', '.join(missing)}.")
     return "\n".join(parts)
@@ -236,7 +239,7 @@ def _legend(cells: Sequence[Cell]) -> str:
     rows = ", ".join(
         dict.fromkeys(
             f"{record['task']['name']} {record['task']['train_rows']} rows to train on, "
-            f"{record['task']['eval_rows']} held out"
+            f"{record['task']['eval_rows']} held out, the most frequent class {_share(record)}"
             for record in ended
         )
     )
@@ -250,6 +253,12 @@ def _legend(cells: Sequence[Cell]) -> str:
         "`overhead` is the one to believe. *failed searches*: steps of a run in which one failed. *smallest step "
         "size*: of any component at any step of any seed."
     )
+
+
+def _share(record: Mapping[str, Any]) -> str:
+    of_all = of.majority(record)
+    share = f"{record['majority']:.3f}"
+    return share if record["final"] is None or of_all is None else f"{share} of them and {of_all:.3f} of all rows"
 
 
 # ------------------------------------------------------------------------------------------ what single studies add

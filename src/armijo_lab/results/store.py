@@ -152,16 +152,19 @@ def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
     }
 
 
-def line(entry: Mapping[str, Any]) -> str:
-    """A record in a line for people: how the run ended, and what came out, on all held-out rows where that is known."""
+def line(entry: Mapping[str, Any], label: str) -> str:
+    """A record in a line for people: how the run that they know as `label` ended, and what came out."""
     if entry["status"] == "failed":
-        return f"{'failed':8} {entry['run']}: {entry['error']}"
+        return f"{'failed':8} {label}: {entry['error']}"
     if entry["status"] == "diverged":
-        return f"{'diverged':8} {entry['run']}"
+        return f"{'diverged':8} {label}"
     metric, minutes = entry["task"]["metrics"][0], sum(entry["seconds"].values()) / 60
-    value = (entry["final"] or entry["epochs"][-1]["evaluation"])[metric]
+    if entry["final"] is None:
+        value, rows = entry["epochs"][-1]["evaluation"][metric], "after the last epoch"
+    else:
+        value, rows = entry["final"][metric], "on all held-out rows"
     reached = "not finite" if value is None else f"{value:.3f}"
-    return f"{'done':8} {entry['run']}: {metric} {reached} after the last epoch, {minutes:.1f} min"
+    return f"{'done':8} {label}: {metric} {reached} {rows}, {minutes:.1f} min"
 
 
 def searches(run: Run) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         planned = plan.runs(chosen)
         known = store.read(Path(chosen.results))
         todo = [config for config in planned if not worker.is_done(config, known)]
-        worker.check_places(todo)
+        worker.check_places(todo, chosen)
     except BadInputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
             return 130
         failed += entry["status"] == "failed"
         left = (time.monotonic() - began) / number * (len(todo) - number)
-        sys.stderr.write(f"{store.line(entry)}\n{number} of {len(todo)} runs, about {left / 60:.0f} min left\n")
+        said = store.line(entry, plan.label(chosen.study, config))
+        sys.stderr.write(f"{said}\n{number} of {len(todo)} runs, about {left / 60:.0f} min left\n")
     return 1 if failed else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -16,7 +16,7 @@ from armijo_lab.errors import BadInputError
 from armijo_lab.tasks import glue
 from armijo_lab.training import TrainingConfig
 
-__all__ = ["STUDIES", "Options", "Study", "as_dict", "cells", "read", "runs"]
+__all__ = ["PLACES", "STUDIES", "Options", "Study", "as_dict", "cells", "label", "options_of", "read", "runs"]
 
 
 @dataclass
@@ -64,6 +64,10 @@ class Options:
     checkpoint_every: int | None = None
     results: str = "results"
     work: str = "runs/studies"
+
+
+PLACES = ("results", "work", "data_dir", "device", "threads", "checkpoint_every")
+"""The options that say where and how a run is done, and decide nothing of what it computes."""
 
 
 @dataclass(frozen=True)
@@ -328,6 +332,10 @@ def runs(options: Options) -> list[TrainingConfig]:
         value = getattr(options, key)
         if value is not None and value < 1:
             raise BadInputError(f"{key} is {value}; it counts the {what} and must be at least 1.")
+    for key in ("limit", "evaluation_limit"):
+        value = getattr(options, key)
+        if value is not None and value < 0:
+            raise BadInputError(f"{key} is {value}; it is the most rows to use, at least 1, or 0 for all of them.")
     try:
         torch.device("cpu" if options.device == "auto" else options.device)
     except RuntimeError:
@@ -369,10 +377,10 @@ def runs(options: Options) -> list[TrainingConfig]:
             planned.append(config)
     if not planned:
         names = list(dict.fromkeys(cell["optimizer"] for cell in study.cells()))
-        kinds = ", ".join(dict.fromkeys(name.partition(":")[0] for name in names))
+        kinds = list(dict.fromkeys(name.partition(":")[0] for name in names))
         raise BadInputError(
-            f"select={options.select} matches no optimizer of {study.name} as a whole. There are {kinds}, with "
-            f"arguments or without, as in {max(names, key=len)}; {kinds.partition(',')[0]}.* matches all that begin so."
+            f"select={options.select} matches no optimizer of {study.name} as a whole. They begin with "
+            f"{', '.join(kinds)}, as does {max(names, key=len)}; select='{kinds[0]}.*' takes all that begin so."
         )
     return planned
 
@@ -385,6 +393,34 @@ def cells(options: Options) -> list[tuple[dict[str, Any], list[TrainingConfig]]]
         del common["seed"]
         found.setdefault(repr(sorted(common.items())), (common, []))[1].append(config)
     return list(found.values())
+
+
+def label(study: str, config: TrainingConfig) -> str:
+    """A run by its task, its optimizer as `select` takes it, what the study varies, and its seed."""
+    parts = [config.task or "embedded", config.optimizer]
+    parts += [f"{key}={value}" for key in STUDIES[study].varied if (value := getattr(config, key)) is not None]
+    return " ".join([*parts, f"seed {config.seed}"])
+
+
+def options_of(study: str, config: Mapping[str, Any]) -> list[str]:
+    """The options, as `key=value`, under which a study does a run with the configuration of a record.
+
+    What a study varies is not among them.
+    """
+    chosen = STUDIES[study]
+    named = ("task", "optimizer", *chosen.varied)
+    alike = (c for c in chosen.cells() if all(config.get(key) == value for key, value in c.items() if key in named))
+    base = {**chosen.base, **next(alike, {})}
+    said: list[str] = []
+    for key in ("model", "limit", "evaluation_limit", "epochs", "batch_size", "max_length", "precision", "processes"):
+        usual = base.get(key, _LEFT_OUT[key])
+        value = config.get(key, _LEFT_OUT[key])
+        if key not in chosen.varied and value != usual:
+            said.append(f"{key}={0 if value is None else value}")
+    paper = bool(config.get("paper_protocol", False))
+    if paper != base["paper_protocol"]:
+        said.append(f"protocol={'paper' if paper else 'clean'}")
+    return said
 
 
 def _pattern(text: str | None) -> re.Pattern[str]:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from armijo_lab import models, training
+from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
 from armijo_lab.results.records import read_run, read_summary
 from armijo_lab.studies import launch
-from armijo_lab.studies.plan import as_dict
+from armijo_lab.studies.plan import Options, as_dict
 from armijo_lab.tasks import glue
 from armijo_lab.training import Observe, TrainingConfig
 
@@ -64,11 +65,13 @@ _SHARED = Shared()
 """Of this process."""
 
 
-def check_places(todo: Iterable[TrainingConfig]) -> None:
+def check_places(todo: Iterable[TrainingConfig], options: Options) -> None:
     """Look whether the data and models of runs are there, so that a grid does not find out run by run.
 
+    The folders of the records and of runs that go on are made.
+
     Raises:
-        BadInputError: A folder or file of GLUE, or a model's folder, is missing.
+        BadInputError: A folder or file of GLUE, or a model's folder, is missing, or a folder cannot be made.
     """
     places = list(todo)
     for task, folder in dict.fromkeys((config.task, config.data_dir) for config in places):
@@ -76,6 +79,12 @@ def check_places(todo: Iterable[TrainingConfig]) -> None:
             glue.find(task, Path(folder))
     for model in dict.fromkeys(config.model for config in places):
         models.check_source(model)
+    for key in ("results", "work"):
+        folder = Path(getattr(options, key))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInputError(f"The folder {key}={folder} cannot be made: {error.strerror}; name another.") from None
 
 
 def is_done(config: TrainingConfig, known: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -300,7 +300,10 @@ def _target(spec: GlueTask, value: str, place: str) -> int | float:
 
 
 def _from_hub(task: str, spec: GlueTask) -> tuple[Split, Split]:
-    advice = f"give --data-dir with a folder that holds {spec.folder}/train.tsv and {spec.folder}/{spec.evaluation}"
+    advice = (
+        f"give --data-dir (data_dir= in a study) with a folder that holds {spec.folder}/train.tsv and "
+        f"{spec.folder}/{spec.evaluation}"
+    )
     try:
         import datasets
     except ImportError as error:
