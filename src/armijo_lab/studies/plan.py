@@ -167,6 +167,8 @@ def _sensitivity() -> list[dict[str, Any]]:
     names += [f"plasls:joint_steps={value}" for value in (0, 20)]
     cells = _optimizers(*names)
     cells += [{"optimizer": name, "batch_size": b} for name in ("adamsls", "plasls") for b in (4, 8, 16, 64, 128, 256)]
+    # What suits one task may not suit the next.
+    cells += [{"optimizer": name, "task": task} for task in _ALL[1:] for name in ("adamsls", "adamsls:c=0.5")]
     return cells
 
 
@@ -286,7 +288,6 @@ _STUDIES = (
         _sensitivity,
         SMALL,
         ("sst2",),
-        seeds=1,
         varied=("batch_size",),
     ),
 )
