@@ -330,12 +330,21 @@ def _adams(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if cell.optimizer.partition(":")[0] in ("adam", "adamw")]
 
 
+def _rivalling(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that were run beside others: who is alone at a task is the first there and beats nobody."""
+    counts = Counter(cell.task for cell in cells if cell.ended)
+    return [cell for cell in cells if cell.ended and counts[cell.task] > 1]
+
+
 def _against(cells: Sequence[Cell]) -> str:
-    """Ranks, differences to AdamSLS and to the best Adam in hindsight, and who wins how often."""
-    cells = [cell for cell in cells if cell.ended]
-    # Who is alone at a task is the first there and beats nobody.
-    counts = Counter(cell.task for cell in cells)
-    cells = [cell for cell in cells if counts[cell.task] > 1]
+    """Ranks and differences, who wins how often, and who is how fast."""
+    cells = _rivalling(cells)
+    return "\n\n".join(part for part in (_ranks(cells), _wins(cells), _time_to_adam(cells)) if part)
+
+
+def _ranks(cells: Sequence[Cell]) -> str:
+    """Ranks, and differences to AdamSLS and to the best Adam in hindsight."""
+    cells = _rivalling(cells)
     if not cells:
         return ""
     tasks = of.tasks(cells)
@@ -368,19 +377,17 @@ def _against(cells: Sequence[Cell]) -> str:
             if hindsight[task] is not None:
                 row.append(_gap(mine, hindsight[task]))
         rows.append(row)
-    parts = ["## Ranks and paired differences\n\n" + aligned(headings, rows)]
     said = (
         "On all held-out rows after the last epoch, in points; ranks among the cells with as many seeds as any of "
         "their task, 1 the best. In brackets the 95 % confidence interval of the paired difference (Student's t over "
         "the seeds: it covers what the seed decides, not which rows are held out)."
     )
     chosen = ", ".join(f"{task}: `{cell.name}`" for task, cell in hindsight.items() if cell is not None)
-    if chosen:
+    if any(len(_adams([cell for cell in cells if cell.task == task])) > 1 for task in tasks):
         said += (
             f" The best Adam or AdamW was picked in hindsight, by the very numbers that it is compared on ({chosen})."
         )
-    parts += [said, _wins(cells), _time_to_adam(cells)]
-    return "\n\n".join(part for part in parts if part)
+    return f"## Ranks and paired differences\n\n{aligned(headings, rows)}\n\n{said}"
 
 
 def _best_adam(cells: Sequence[Cell]) -> Cell | None:
@@ -563,8 +570,8 @@ def _costs(cells: Sequence[Cell]) -> str:
 
 
 _EXTRA: Mapping[str, Sequence[Callable[[Sequence[Cell]], str]]] = {
-    "paper-small": (_published(PUBLISHED),),
-    "paper-full": (_published(PUBLISHED_WHOLE), _peaks),
+    "paper-small": (_published(PUBLISHED), _ranks),
+    "paper-full": (_published(PUBLISHED_WHOLE), _ranks, _peaks),
     "rivals": (_against,),
     "frozen": (_searches,),
     "annealing": (_peaks,),
