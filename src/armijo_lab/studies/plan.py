@@ -399,7 +399,8 @@ def cells(options: Options) -> list[tuple[dict[str, Any], list[TrainingConfig]]]
 def label(study: str, config: TrainingConfig) -> str:
     """A run by its task, its optimizer as `select` takes it, what the study varies, and its seed."""
     parts = [config.task or "embedded", config.optimizer]
-    parts += [f"{key}={value}" for key in STUDIES[study].varied if (value := getattr(config, key)) is not None]
+    said = as_dict(config)
+    parts += [f"{key}={said[key]}" for key in STUDIES[study].varied if key in said]
     return " ".join([*parts, f"seed {config.seed}"])
 
 
