@@ -98,7 +98,7 @@ def test_the_page_of_the_rivals(found, tmp_path):
         text[text.index("## sst2") : text.index("## mrpc")],
         text[text.index("## mrpc") : text.index("## qnli")],
     )
-    assert "Not run (37 of 44 cells): " in sst2
+    assert "Not run (38 of 45 cells): " in sst2
     assert sst2.count("`gen`") == mrpc.count("`gen`") == 1
     assert "`adamsls`" not in sst2
     assert line(text, "dog")[1:3] == ["0", "failed"]
@@ -121,7 +121,7 @@ def test_the_page_of_the_rivals(found, tmp_path):
     assert "So it is." in text
     assert "0123456789ab-dirty" in text
     # MRPC was not run at all, and the table says so.
-    assert "Not run (44 of 44 cells): `sgdsls`, `adamsls`" in mrpc
+    assert "Not run (45 of 45 cells): `sgdsls`, `adamsls`" in mrpc
 
 
 def test_a_page_without_a_record(tmp_path):

@@ -173,7 +173,7 @@ def test_one_process_needs_torch_and_transformers_alone(small, tmp_path):
     # scikit-learn and joblib are imported by transformers only where they are found; blocking joblib is enough here.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "done     sst2-adamsls-seed0" in done.stderr
+    assert "done     sst2 adamsls seed 0" in done.stderr
     assert len(store.read(tmp_path / "results")) == 1
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from armijo_lab.errors import BadInputError
+from armijo_lab.names import counted
 from armijo_lab.results import store
 from armijo_lab.studies import plan, worker
 from armijo_lab.training import InterruptedRunError
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         failed += entry["status"] == "failed"
         left = (time.monotonic() - began) / number * (len(todo) - number)
         said = store.line(entry, plan.label(chosen.study, config))
-        sys.stderr.write(f"{said}\n{number} of {len(todo)} runs, about {left / 60:.0f} min left\n")
+        sys.stderr.write(f"{said}\n{number} of {counted(len(todo), 'run')}, about {left / 60:.0f} min left\n")
     return 1 if failed else 0
 
 

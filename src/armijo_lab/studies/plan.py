@@ -109,7 +109,7 @@ FULL: dict[str, Any] = {**SMALL, "limit": None, "evaluation_limit": None, "evalu
 """The paper's whole sets."""
 
 _PAPER = ("adam", "paper-sgdsls", "paper-adamsls", "paper-plasls", "paper-plasls:n_groups=layers")
-_OURS = ("sgdsls", "adamsls", "plasls", "plasls:split=projection")
+_OURS = ("sgdsls", "adamsls", "adamsls:c=0.5", "plasls", "plasls:split=projection")
 _RATES = ("1e-5", "2e-5", "5e-5", "1e-4", "2e-4", "5e-4")
 
 
