@@ -151,9 +151,12 @@ def test_a_hub_that_cannot_be_reached_is_told_what_to_do_instead(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     message = refused("mnli", None)
     assert "the hub cannot be reached" in message
-    assert "give --data-dir with a folder that holds MNLI/train.tsv" in message
+    assert "give --data-dir (data_dir= in a study) with a folder that holds MNLI/train.tsv" in message
     monkeypatch.setattr(hub, "reach", lambda *_: None)
-    assert "(ConnectionError); give --data-dir with a folder that holds MNLI/train.tsv" in refused("mnli", None)
+    assert (
+        "(ConnectionError); give --data-dir (data_dir= in a study) with a folder that holds MNLI/train.tsv"
+        in refused("mnli", None)
+    )
 
 
 def test_what_this_machine_keeps_of_the_hub_is_used_without_it(monkeypatch):
