@@ -88,8 +88,9 @@ def report(
     without = [name for name in names if all(study.name != name for study in written)]
     if without or not written:
         what = f"{' and '.join(without)} with these options" if without else "a study with its usual options"
+        place = [] if results == Path("results") else ["--results", str(results)]
         commands = dict.fromkeys(
-            shlex.join(["armijo", "report", entry["study"], *plan.options_of(entry["study"], entry["config"])])
+            shlex.join(["armijo", "report", entry["study"], *plan.options_of(entry["study"], entry["config"]), *place])
             for entry in known.values()
             if entry["study"] in (without or plan.STUDIES)
         )

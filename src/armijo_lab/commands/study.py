@@ -83,7 +83,7 @@ def study(
         said = f"All {counted(len(planned), 'run')} of {name} are done. Next: {_report(chosen, given)}"
         output.print(said, markup=False, highlight=False)
         return
-    worker.check_places(todo, chosen)
+    worker.prepare_places(todo, chosen)
     try:
         with _progress(chosen, planned, todo):
             engine.run(chosen, given, todo)

@@ -75,8 +75,10 @@ class Cell:
 
 
 def collect(planned: Planned, varied: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
-    """The cells of a study with what is known of their runs; `varied` names what a cell's name says beside them."""
-    # Records of before have no share of the most frequent class among all rows; others of the same task have.
+    """The cells of a study with what is known of their runs; `varied` names what a cell's name says beside them.
+
+    A record without `final_majority`, as earlier commits wrote them, gets that of another record of its task.
+    """
     shares = {
         record["task"]["name"]: record["final_majority"]
         for record in known.values()

@@ -23,16 +23,17 @@ def draw(study: str, page: str, cells: Sequence[Cell], folder: Path) -> list[tup
     """Draw the figures of a study's page into a folder, which is made; the PNG file of each with its caption."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted: list[tuple[str, str, Callable[[Sequence[Cell]], Figure]]] = []
-    most = max(len(here) for here in _by_task(cells).values())
     if study != "overhead":
         said = (
             "Accuracy of each seed and the mean, on all held-out rows after training; dashed: the most frequent class"
         )
         wanted.append(("accuracy", said, _dots))
-        cut = f"; of each task the {len(PALETTE)} cells that end highest" if most > len(PALETTE) else ""
+        cut = f"; of each task the {len(PALETTE)} cells that end highest" if _crowded(cells) else ""
         wanted.append(("epochs", f"Accuracy after each epoch, mean over the seeds{cut}", _epochs))
     if any(of.searched(record) for cell in cells for record in cell.ended.values()):
-        cut = f"; of each task the first {len(PALETTE)} cells of the table" if most > len(PALETTE) else ""
+        cut = (
+            f"; of each task the first {len(PALETTE)} line searches of the table" if _crowded(_searching(cells)) else ""
+        )
         wanted.append(("step-sizes", f"The smallest and the largest step size at each step, seed 0{cut}", _step_sizes))
     if study == "overhead":
         wanted.insert(0, ("time", "Training time an epoch against Adam", _times))
@@ -44,6 +45,15 @@ def draw(study: str, page: str, cells: Sequence[Cell], folder: Path) -> list[tup
         save(figure, path.with_suffix(".svg"))
         drawn.append((path, caption))
     return drawn
+
+
+def _searching(cells: Sequence[Cell]) -> list[Cell]:
+    return [cell for cell in cells if 0 in cell.ended and of.searched(cell.ended[0])]
+
+
+def _crowded(cells: Sequence[Cell]) -> bool:
+    """Whether a task has more cells than there are colours."""
+    return any(len(here) > len(PALETTE) for here in _by_task(cells).values())
 
 
 def _by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -118,8 +128,7 @@ def _epochs(cells: Sequence[Cell]) -> Figure:
 
 
 def _step_sizes(cells: Sequence[Cell]) -> Figure:
-    searching = [cell for cell in cells if 0 in cell.ended and of.searched(cell.ended[0])]
-    panels = {task: here[: len(PALETTE)] for task, here in _by_task(searching).items()}
+    panels = {task: here[: len(PALETTE)] for task, here in _by_task(_searching(cells)).items()}
     styles = _styles(panels.values())
     figure = new_figure(max(6.0, 5.0 * len(panels)), 4.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         planned = plan.runs(chosen)
         known = store.read(Path(chosen.results))
         todo = [config for config in planned if not worker.is_done(config, known)]
-        worker.check_places(todo, chosen)
+        worker.prepare_places(todo, chosen)
     except BadInputError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -25,7 +25,7 @@ from armijo_lab.studies.plan import Options, as_dict
 from armijo_lab.tasks import glue
 from armijo_lab.training import Observe, TrainingConfig
 
-__all__ = ["Shared", "check_places", "do", "go_on", "is_done"]
+__all__ = ["Shared", "do", "go_on", "is_done", "prepare_places"]
 
 
 class Shared:
@@ -65,7 +65,7 @@ _SHARED = Shared()
 """Of this process."""
 
 
-def check_places(todo: Iterable[TrainingConfig], options: Options) -> None:
+def prepare_places(todo: Iterable[TrainingConfig], options: Options) -> None:
     """Look whether the data and models of runs are there, so that a grid does not find out run by run.
 
     The folders of the records and of runs that go on are made.
