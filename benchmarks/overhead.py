@@ -39,7 +39,7 @@ METHODS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "PLASLS by layer": lambda model: armijo.PLASLS(armijo.split(model, by="layer")),
     "PLASLS by projection": lambda model: armijo.PLASLS(armijo.split(model, by="projection")),
     "PLASLS, every component every step": lambda model: armijo.PLASLS(
-        armijo.split(model, by="layer"), turn=armijo.EachInTurn()
+        armijo.split(model, by="layer"), selection=armijo.EachAlone()
     ),
 }
 

@@ -18,12 +18,12 @@ open it as a notebook in JupyterLab or VS Code as it is. It runs as a script too
 
 # %%
 import armijo
-from armijo.integrations.matplotlib import LivePanel
+from armijo.observers.matplotlib import LivePanel
 from texts import accuracy, loaders, minilm
 
 model = minilm().train()
 train, held_out = loaders(160)
-optimizer = armijo.PLASLS(armijo.split(model, by="layer", n_groups=3))
+optimizer = armijo.PLASLS(armijo.split(model, by="layer", n_layer_groups=3))
 
 # %% [markdown]
 # One picture below the cell, drawn anew while training goes on: at most every three seconds here, and never so often

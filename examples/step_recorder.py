@@ -4,14 +4,14 @@ from pathlib import Path
 
 import armijo
 from armijo import StepRecorder, read_steps
-from armijo.integrations.matplotlib import panel
+from armijo.observers.matplotlib import panel
 from texts import loaders, minilm, options
 
 given = options(output="recorded")
 path = Path(given.output) / "steps.jsonl"
 model = minilm().train()
 train, _ = loaders(given.rows)
-optimizer = armijo.PLASLS(armijo.split(model, by="layer", n_groups=3))
+optimizer = armijo.PLASLS(armijo.split(model, by="layer", n_layer_groups=3))
 # A second run is refused here, so that it does not mix with the first: name another --output.
 optimizer.register_observer(StepRecorder(path))
 

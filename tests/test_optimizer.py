@@ -149,7 +149,7 @@ def test_per_group_values_act_per_group() -> None:
             {"params": [weights[1]], "max_step_size": 1e-3},
             {"params": [weights[2]], "betas": (0.5, 0.5), "weight_decay": 0.1},
         ],
-        turn=armijo.EachInTurn(joint_steps=0),
+        selection=armijo.EachAlone(joint_steps=0),
     )
     for _ in range(3):
         optimizer.step(lambda: sum(w.square().sum() for w in weights))  # type: ignore[arg-type,return-value]
@@ -164,7 +164,7 @@ def test_a_cap_holds_in_joint_and_single_searches(joint_steps: int) -> None:
     problem = Problem()
     groups = problem.groups()
     groups[1]["max_step_size"] = 1e-4
-    optimizer = armijo.PLASLS(groups, turn=armijo.Cycle(joint_steps))
+    optimizer = armijo.PLASLS(groups, selection=armijo.Cycle(joint_steps))
     for _ in range(8):
         optimizer.step(problem.closure())
         assert optimizer.param_groups[1]["step_size"] <= 1e-4
@@ -339,7 +339,7 @@ def test_a_value_spoilt_between_steps_is_named_and_nothing_written(key: str, val
 
 def test_a_merging_that_raises_leaves_the_step_undone() -> None:
     class Failing(armijo.NeverMerge):
-        def propose(self, step_sizes: Any) -> None:
+        def propose(self, step_sizes: Any, memory: Any) -> None:
             raise RuntimeError("no opinion")
 
     problem = Problem()
@@ -358,12 +358,8 @@ def test_a_step_size_that_the_number_format_cannot_hold_is_a_failed_trial() -> N
     assert optimizer.report.components[0].status == "accepted"
     fixed = armijo.LineSearch(
         [weight],
-        direction=armijo.Gradient(),
-        criterion=armijo.Armijo(),
+        direction=armijo.GradientDirection(),
         search=armijo.FixedStep(1e6),
-        guess=armijo.Growth(),
-        turn=armijo.Jointly(),
-        merging=armijo.NeverMerge(),
     )
     with pytest.raises(armijo.ConfigurationError, match="Cap it with max_step_size"):
         fixed.step(lambda: weight.float().square().sum())
@@ -422,7 +418,7 @@ def test_a_scalar_of_shape_one_is_a_scalar() -> None:
 
 def test_groups_may_be_relabelled_between_steps() -> None:
     problem = Problem()
-    optimizer = armijo.PLASLS(problem.groups(), turn=armijo.Cycle(joint_steps=0))
+    optimizer = armijo.PLASLS(problem.groups(), selection=armijo.Cycle(joint_steps=0))
     for _ in range(3):
         optimizer.step(problem.closure())
     for group in optimizer.param_groups:
@@ -491,7 +487,7 @@ def test_a_deep_copy_goes_on_by_itself() -> None:
     optimizer.step(problem.closure())
     twin = copy.deepcopy(optimizer)
     assert twin.search == optimizer.search
-    assert twin.turn == optimizer.turn
+    assert twin.selection == optimizer.selection
     parameter = twin.param_groups[0]["params"][0]
     twin.step(lambda: parameter.square().sum())
     assert twin.report is not None
@@ -572,7 +568,7 @@ def test_an_objective_may_be_recorded_by_somebody_else() -> None:
     loss = closure()
     loss.backward()
     optimizer = armijo.AdamSLS([weight])
-    optimizer.step(armijo.Objective.recorded([armijo.Record(closure, loss.detach(), random_state)]))
+    optimizer.step(armijo.Objective.from_forwards([armijo.RecordedForward(closure, loss.detach(), random_state)]))
     assert optimizer.report is not None
     assert optimizer.report.components[0].status == "accepted"
     assert weight.max() < 1

@@ -266,7 +266,7 @@ def assert_tensors(actual: Tensor, expected: Tensor) -> None:
 
 SCHEDULES: dict[str, Callable[[int], Any]] = {
     "cycle": armijo.Cycle,
-    "each": armijo.EachInTurn,
+    "each": armijo.EachAlone,
     "joint": lambda joint_steps: armijo.Jointly(),
 }
 
@@ -284,8 +284,9 @@ def lockstep(optimizer: str, problem: Problem, steps: int, **keywords: Any) -> l
         components = [("all", theirs.w)]
     groups = [{"params": [ours.w[index] for index in indices], "component": label} for label, indices in problem.groups]
     literal = getattr(reference, optimizer)(components, theirs, **keywords)
-    if "schedule" in keywords:
-        keywords = {**keywords, "schedule": SCHEDULES[keywords["schedule"]]}
+    if optimizer == "PLASLS":
+        schedule = SCHEDULES[keywords.pop("schedule", "cycle")]
+        keywords["selection"] = schedule(keywords.pop("joint_steps", 6))
     library = getattr(armijo.paper, optimizer)(groups, **keywords)
 
     total = 0
@@ -332,7 +333,8 @@ def lockstep(optimizer: str, problem: Problem, steps: int, **keywords: Any) -> l
         component_of = {id(p.w): component for component in literal.components for p in component.parameters}
         parameter_of = {id(p.w): p for component in literal.components for p in component.parameters}
         for group, (_, indices) in zip(library.param_groups, problem.groups, strict=True):
-            assert group["turn"] == literal.turn
+            # The library takes the place modulo the number of components when it is used.
+            assert group.get("cycle_place", 0) % len(library.components) == literal.turn
             assert group["steps"] == literal.k
             for index in indices:
                 component, p = component_of[id(theirs.w[index])], parameter_of[id(theirs.w[index])]

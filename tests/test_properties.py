@@ -100,8 +100,10 @@ def test_an_accepted_trial_satisfies_the_inequality_recomputed_independently(
 
 
 @every("seed", range(3))
-@every("turn", [armijo.Cycle(), armijo.Cycle(0), armijo.EachInTurn(), armijo.EachInTurn(0), armijo.Jointly()], ids=repr)
-def test_plasls_with_one_component_is_adamsls(seed: int, turn: Any) -> None:
+@every(
+    "selection", [armijo.Cycle(), armijo.Cycle(0), armijo.EachAlone(), armijo.EachAlone(0), armijo.Jointly()], ids=repr
+)
+def test_plasls_with_one_component_is_adamsls(seed: int, selection: Any) -> None:
     def run(make: Callable[[Classification], armijo.LineSearch]) -> list[torch.Tensor]:
         problem = Classification(seed, torch.float32, dropout=0.2)
         optimizer = make(problem)
@@ -110,7 +112,7 @@ def test_plasls_with_one_component_is_adamsls(seed: int, turn: Any) -> None:
         return [p.detach() for p in problem.model.parameters()]
 
     def plasls(problem: Classification) -> armijo.LineSearch:
-        return armijo.PLASLS([{"params": list(problem.model.parameters()), "component": "all"}], turn=turn)
+        return armijo.PLASLS([{"params": list(problem.model.parameters()), "component": "all"}], selection=selection)
 
     for a, b in zip(run(plasls), run(lambda problem: armijo.AdamSLS(problem.model.parameters())), strict=True):
         assert torch.equal(a, b)
@@ -121,7 +123,7 @@ def test_with_every_component_searched_every_step_their_order_does_not_matter(or
     def run(places: list[int]) -> tuple[dict[str, float], list[torch.Tensor]]:
         problem = Classification(seed, depth=4)
         groups = problem.groups()
-        optimizer = armijo.PLASLS([groups[place] for place in places], turn=armijo.EachInTurn(joint_steps=3))
+        optimizer = armijo.PLASLS([groups[place] for place in places], selection=armijo.EachAlone(joint_steps=3))
         for _ in range(10):
             optimizer.step(problem.closure())
         return {g["component"]: g["step_size"] for g in optimizer.param_groups}, list(problem.model.parameters())

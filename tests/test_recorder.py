@@ -23,7 +23,7 @@ from torch import distributed
 
 import armijo
 from armijo.errors import ConfigurationError
-from armijo.recorder import StepRecorder, read_steps
+from armijo.observers.recorder import StepRecorder, read_steps
 
 Floats = st.floats(allow_nan=True, allow_infinity=True)
 Labels = st.text(st.characters(), min_size=1, max_size=5)  # lone surrogates too: a label is any string
@@ -75,7 +75,7 @@ class Problem:
             torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 6), torch.nn.Linear(6, 2)
         )
         self.optimizer = armijo.PLASLS(
-            armijo.split(self.model, by="module"), merging=armijo.MergeSmallest(below=10.0), turn=armijo.Cycle(2)
+            armijo.split(self.model, by="module"), merging=armijo.MergeSmallest(below=10.0), selection=armijo.Cycle(2)
         )
         self.poisoned, self.batch = poisoned, 0
 
@@ -272,7 +272,7 @@ def test_a_file_that_somebody_damages_does_not_stop_a_run(tmp_path: Path, caplog
 
 KILLED = """
 import os, signal, sys, torch, armijo
-from armijo.recorder import StepRecorder
+from armijo.observers.recorder import StepRecorder
 weight = torch.nn.Parameter(torch.ones(3))
 optimizer = armijo.SGDSLS([weight])
 optimizer.register_observer(StepRecorder(sys.argv[1]))

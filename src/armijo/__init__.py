@@ -9,12 +9,14 @@ Examples:
 """
 
 from armijo import paper
-from armijo.components.merging import MergeNeighbours, MergeSmallest, NeverMerge
-from armijo.components.partition import ByLabel, Together
+from armijo.components.merging import Merge, MergeNeighbours, MergeSmallest, Merging, NeverMerge
+from armijo.components.partition import ByLabel, Component, Partition, Together
+from armijo.components.selection import Cycle, EachAlone, Every, Jointly, Selection
 from armijo.components.splitting import split
-from armijo.components.turns import Cycle, EachInTurn, Jointly
-from armijo.directions.adam import Adam
-from armijo.directions.gradient import Gradient
+from armijo.directions.adam import AdamDirection
+from armijo.directions.base import Direction
+from armijo.directions.gradient import GradientDirection
+from armijo.directions.last_update import KeepLastUpdate
 from armijo.errors import (
     ArmijoError,
     ClosureContractError,
@@ -23,49 +25,69 @@ from armijo.errors import (
     RankError,
     SplitError,
 )
-from armijo.evaluation.objective import Objective, Record
+from armijo.evaluation.objective import Objective, RecordedForward
 from armijo.evaluation.rng import RandomState
+from armijo.observers.recorder import StepRecorder, read_steps
+from armijo.observers.report import ComponentReport, SearchReport, StepReport
 from armijo.optimizer import LineSearch
 from armijo.recipes import PLASLS, SGDSLS, AdamSLS
-from armijo.recorder import StepRecorder, read_steps
-from armijo.report import ComponentReport, StepReport
 from armijo.search.backtracking import Backtracking, FixedStep, PaperBacktracking
-from armijo.search.criteria import Armijo
-from armijo.search.guesses import Growth
-from armijo.search.records import Line, Outcome, Status, Trial
+from armijo.search.base import CriterionSearch, Search
+from armijo.search.bracketing import Bracketing
+from armijo.search.criteria import Armijo, Criterion, Goldstein
+from armijo.search.guesses import Growth, Guess
+from armijo.search.memory import Memory
+from armijo.search.values import Evaluate, Line, Outcome, Status, Trial
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PLASLS",
     "SGDSLS",
-    "Adam",
+    "AdamDirection",
     "AdamSLS",
     "Armijo",
     "ArmijoError",
     "Backtracking",
+    "Bracketing",
     "ByLabel",
     "ClosureContractError",
+    "Component",
     "ComponentReport",
     "ConfigurationError",
+    "Criterion",
+    "CriterionSearch",
     "Cycle",
-    "EachInTurn",
+    "Direction",
+    "EachAlone",
+    "Evaluate",
+    "Every",
     "FixedStep",
-    "Gradient",
+    "Goldstein",
+    "GradientDirection",
     "Growth",
+    "Guess",
     "Jointly",
+    "KeepLastUpdate",
     "Line",
     "LineSearch",
+    "Memory",
+    "Merge",
     "MergeNeighbours",
     "MergeSmallest",
+    "Merging",
     "MissingClosureError",
     "NeverMerge",
     "Objective",
     "Outcome",
     "PaperBacktracking",
+    "Partition",
     "RandomState",
     "RankError",
-    "Record",
+    "RecordedForward",
+    "Search",
+    "SearchReport",
+    "Selection",
     "SplitError",
     "Status",
     "StepRecorder",

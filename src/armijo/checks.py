@@ -1,12 +1,12 @@
-"""What may be handed to an optimizer: parameters, groups, and states that were saved (layer L2).
+"""Checks of what an optimizer is given: parts, parameters, groups, and saved states.
 
-Every check comes before anything is changed, and answers with a sentence that says what to do.
+Every check runs before anything is changed, and its error says what to do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from numbers import Real
 from typing import Any
 
@@ -14,13 +14,14 @@ import torch
 
 from armijo.directions.base import Direction
 from armijo.errors import ConfigurationError
+from armijo.search.memory import is_memory_value
 
-__all__ = ["FORMAT", "SHARED", "check_group", "check_params", "check_state", "check_values"]
+__all__ = ["FORMAT", "SHARED", "check_group", "check_params", "check_parts", "check_state", "check_values"]
 
-FORMAT = 1
-"""The form of a saved state. It counts up when states of the version before can no longer be read."""
+FORMAT = 2
+"""The format of a saved state. It counts up when states of the version before can no longer be read."""
 
-SHARED = ("format", "steps", "turn", "forwards")
+SHARED = ("format", "steps", "forwards")
 """Optimizer-wide numbers, alike in every group: `state` and `param_groups` are all that checkpoints, deep copies and
 Accelerate's `prepare` carry."""
 
@@ -33,8 +34,39 @@ _RANGES = (
 )
 
 
+# The methods of each family of parts, and the class to derive a new member from.
+_FAMILIES = {
+    "direction": ("armijo.Direction", ("defaults", "validate", "moments", "search_direction", "update", "probes")),
+    "search": ("armijo.Search", ("initial_step_size", "defaults", "first_step_size", "search")),
+    "selection": ("armijo.Selection", ("defaults", "blocks", "moved_before")),
+    "merging": ("armijo.Merging", ("defaults", "propose")),
+    "partition": ("armijo.Partition", ("components",)),
+}
+
+
+def check_parts(parts: Mapping[str, object]) -> None:
+    """Check that each part is an instance that has the methods of its family.
+
+    Args:
+        parts: the parts by their families' names.
+
+    Raises:
+        ConfigurationError: one is a class, or lacks a method.
+    """
+    for family, part in parts.items():
+        base, methods = _FAMILIES[family]
+        if isinstance(part, type):
+            raise ConfigurationError(f"{family} is the class {part.__name__}; pass an instance: {part.__name__}(...).")
+        missing = [method for method in methods if not callable(getattr(part, method, None))]
+        if missing:
+            raise ConfigurationError(
+                f"{family} is {part!r}, which has no method {', '.join(missing)}. Derive its class from {base}, which "
+                "has defaults for what a simple part does not need."
+            )
+
+
 def check_params(params: object, name: str) -> None:
-    """Look at what a constructor was given as `params`.
+    """Check what a constructor was given as `params`.
 
     Raises:
         ConfigurationError: It is a module, or a list that holds an iterator: two slips that torch explains badly.
@@ -51,19 +83,22 @@ def check_params(params: object, name: str) -> None:
         )
 
 
-def check_group(group: Mapping[str, Any], first: Mapping[str, Any], direction: Direction) -> None:
-    """Look at the values of a parameter group.
+def check_group(
+    group: Mapping[str, Any], first: Mapping[str, Any], direction: Direction, memory: Iterable[str]
+) -> None:
+    """Check the values of a parameter group.
 
     Args:
         group: The group, complete.
         first: The optimizer's first group, which may be the same.
-        direction: Judges the hyperparameters of its own.
+        direction: Checks its own hyperparameters.
+        memory: The names of what the parts remember.
 
     Raises:
         ConfigurationError: A value is out of its range, a parameter is complex, or the group would climb where the
             first descends.
     """
-    check_values(group, direction)
+    check_values(group, direction, memory)
     for parameter in group["params"]:
         if parameter.is_complex():
             raise ConfigurationError(
@@ -79,8 +114,13 @@ def check_group(group: Mapping[str, Any], first: Mapping[str, Any], direction: D
         )
 
 
-def check_values(group: Mapping[str, Any], direction: Direction) -> None:
-    """Look at the values of a parameter group that users and schedulers may change between steps.
+def check_values(group: Mapping[str, Any], direction: Direction, memory: Iterable[str]) -> None:
+    """Check the values of a parameter group that users and schedulers may change between steps.
+
+    Args:
+        group: The group, complete.
+        direction: Checks its own hyperparameters.
+        memory: The names of what the parts remember.
 
     Raises:
         ConfigurationError: One is out of its range.
@@ -94,24 +134,33 @@ def check_values(group: Mapping[str, Any], direction: Direction) -> None:
         value = _number(group[key])
         if value is None or math.isnan(value) or value < low or (strict and value == low):
             bound = "more than" if strict else "at least"
-            still = " To hold a group still, set its lr to 0." if strict else ""
-            raise ConfigurationError(f"{key} is {group[key]}; it must be {bound} {low:g}.{still}")
+            freeze = " To freeze a group, set its lr to 0." if strict else ""
+            raise ConfigurationError(f"{key} is {group[key]}; it must be {bound} {low:g}.{freeze}")
         if key != "max_step_size" and math.isinf(value):
             raise ConfigurationError(f"{key} is infinite; it must be a finite number.")
+    for key in memory:
+        if not is_memory_value(group[key]):
+            raise ConfigurationError(f"{key} is {group[key]!r}; it must be a number or a list of numbers.")
     direction.validate(group)
 
 
 def check_state(
-    saved: object, groups: Sequence[Mapping[str, Any]], needed: Set[str], direction: Direction, name: str
+    saved: object,
+    groups: Sequence[Mapping[str, Any]],
+    needed: Set[str],
+    direction: Direction,
+    memory: Iterable[str],
+    name: str,
 ) -> None:
-    """Look at a state, as `state_dict` returns it, that is to be loaded.
+    """Check a state, as `state_dict` returns it, before it is loaded.
 
     Args:
         saved: The state.
         groups: The optimizer's own groups.
         needed: The keys that every group must have.
         direction: Knows the moments of a parameter.
-        name: What the optimizer is called.
+        memory: The names of what the parts remember.
+        name: The optimizer's name, for errors.
 
     Raises:
         ConfigurationError: It is damaged, of a later version, or that of another optimizer or other parameters.
@@ -123,55 +172,55 @@ def check_state(
         and all(isinstance(group, Mapping) and _are_keys(group.get("params")) for group in saved["param_groups"])
     ):
         raise ConfigurationError(
-            f"This is no state of {name}: it needs the keys 'state' and 'param_groups' that state_dict() writes. Load "
-            "what optimizer.state_dict() returned, or an older checkpoint if this one is damaged."
+            f"This is not a state of {name}: it needs the keys 'state' and 'param_groups' that state_dict() writes. "
+            "Load what optimizer.state_dict() returned, or an older checkpoint if this one is damaged."
         )
-    found = saved["param_groups"]
-    formats = (group.get("format", FORMAT) for group in found)
-    later = next((number for number in formats if not isinstance(number, int) or number != FORMAT), None)
-    if later is not None:
+    saved_groups = saved["param_groups"]
+    formats = (group.get("format", FORMAT) for group in saved_groups)
+    other = next((number for number in formats if not isinstance(number, int) or number != FORMAT), None)
+    if other is not None:
         raise ConfigurationError(
-            f"This state has the format {later}, and this version of armijo reads the format {FORMAT}. Load it with "
+            f"This state has the format {other}, and this version of armijo reads the format {FORMAT}. Load it with "
             "the version of armijo that wrote it."
         )
-    for group in found:
+    for group in saved_groups:
         missing = sorted(needed - group.keys())
         if missing:
             raise ConfigurationError(
-                f"This is no state of {name}: its groups lack {', '.join(missing)}. Load it into the kind of "
+                f"This is not a state of {name}: its groups lack {', '.join(missing)}. Load it into the kind of "
                 "optimizer that it was saved from."
             )
-    sizes, own_sizes = [len(group["params"]) for group in found], [len(group["params"]) for group in groups]
+    sizes, own_sizes = ([len(group["params"]) for group in each] for each in (saved_groups, groups))
     if sizes != own_sizes:
         raise ConfigurationError(
             f"This state has {_sizes(sizes)}, and this optimizer {_sizes(own_sizes)}. Build the optimizer over the "
             "same parameters, split in the same way, as the one that was saved."
         )
     try:
-        for group, own in zip(found, groups, strict=True):
-            check_group({**group, "params": own["params"]}, found[0], direction)
+        for group, own in zip(saved_groups, groups, strict=True):
+            check_group({**group, "params": own["params"]}, saved_groups[0], direction, memory)
             for key in SHARED:
-                if not isinstance(group[key], int) or group[key] < 0 or group[key] != found[0][key]:
+                if not isinstance(group[key], int) or group[key] < 0 or group[key] != saved_groups[0][key]:
                     raise ConfigurationError(f"{key} is {group[key]!r}; it must be a count, alike in every group.")
-        _check_moments(saved["state"], found, groups, direction, name)
+        _check_moments(saved["state"], saved_groups, groups, direction, name)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # whatever a value of the wrong kind raises
-        said = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}, {error}."
+        reason = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}, {error}."
         raise ConfigurationError(
-            f"The state cannot be loaded into this {name}, which is as it was: {said} If the file is damaged, load an "
-            "older one."
+            f"The state cannot be loaded into this {name}, which is as it was: {reason} If the file is damaged, load "
+            "an older one."
         ) from error
 
 
 def _check_moments(
     state: Mapping[Any, Any],
-    found: Sequence[Mapping[str, Any]],
+    saved_groups: Sequence[Mapping[str, Any]],
     groups: Sequence[Mapping[str, Any]],
     direction: Direction,
     name: str,
 ) -> None:
     parameters = {
         key: parameter
-        for group, own in zip(found, groups, strict=True)
+        for group, own in zip(saved_groups, groups, strict=True)
         for key, parameter in zip(group["params"], own["params"], strict=True)
     }
     for key, entry in state.items():

@@ -1,4 +1,4 @@
-"""Every error that armijo raises on purpose (layer L0: standard library only).
+"""Every error that armijo raises on purpose.
 
 Each is a sentence that names what was wrong and what to do instead. All derive from `ArmijoError`, and from the
 built-in that a torch user would expect to catch.

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits until a step is whole or undone (layer L1: standard library only)."""
+"""Ctrl-C that waits until a step is finished or undone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 class Interrupts:
-    """Ctrl-C waits while this context is open, so that no step is ever half taken, except where it is let through."""
+    """Delays Ctrl-C while this context is open, so that no step is half taken, except in `interruptible` functions."""
 
     def __init__(self) -> None:
         self._handler: Any = None
@@ -25,7 +25,7 @@ class Interrupts:
         # Only the main thread may set handlers, and only Python's own can be called later.
         if threading.current_thread() is threading.main_thread() and callable(handler):
             self._handler = handler
-            signal.signal(signal.SIGINT, self._arrive)
+            signal.signal(signal.SIGINT, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -33,10 +33,10 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._handler)
             self._deliver()
 
-    def let_through(self, function: Callable[[], _Result]) -> Callable[[], _Result]:
+    def interruptible(self, function: Callable[[], _Result]) -> Callable[[], _Result]:
         """The same function, which Ctrl-C may interrupt."""
 
-        def interruptible() -> _Result:
+        def call() -> _Result:
             try:
                 self._open = True
                 self._deliver()
@@ -44,9 +44,9 @@ class Interrupts:
             finally:
                 self._open = False
 
-        return interruptible
+        return call
 
-    def _arrive(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: Any) -> None:
         self._caught = (number, frame)
         if self._open:
             self._deliver()
@@ -54,7 +54,7 @@ class Interrupts:
     def _deliver(self) -> None:
         if self._caught is not None:
             caught, self._caught = self._caught, None
-            # Closed while the handler raises its way out: what undoes the step must not be interrupted in turn.
+            # Closed while the handler raises: nothing may interrupt the code that undoes the step.
             was_open, self._open = self._open, False
             self._handler(*caught)
             self._open = was_open

@@ -1,42 +1,72 @@
-"""The same three optimizers exactly as arXiv 2403.18506 has them, evaluation for evaluation (layer L3).
+"""The same three optimizers exactly as arXiv 2403.18506 has them, evaluation for evaluation.
 
-They are here to reproduce and to compare; for work take `armijo.AdamSLS`. Where the paper is
-silent its released code decides, except for that code's departures from the paper's own equations, which `docs/`
-lists. Every number is a keyword, so that every branch can be reached in a few steps:
+They are here to reproduce and to compare; for your own training use `armijo.AdamSLS`. Where the paper is silent its
+released code decides, except for that code's departures from the paper's own equations, which `docs/` lists.
+
+| | direction | search | selection | merging | partition |
+|---|---|---|---|---|---|
+| `SGDSLS` | `GradientDirection()` | `backtracking()` | `Jointly()` | `NeverMerge()` | `Together()` |
+| `AdamSLS` | `AdamDirection()` | `backtracking()` | `Jointly()` | `NeverMerge()` | `Together()` |
+| `PLASLS` | `AdamDirection()` | `backtracking()` | `Cycle(6)` | `MergeSmallest(1e-12)` | `ByLabel()` |
 
 - before a search, and at every step, η ← growth·η; the first trial of all is at growth·initial_step_size;
 - while the test fails η ← shrink·η; after max_trials failures the step is taken with the next, untried one;
 - no search where f_k = 0 or S < 1e-8: the grown η is used as it is;
-- PLASLS searches all components jointly for `joint_steps` steps, then goes by its schedule, and merges the two
-  components with the smallest η once the smallest lies below `merge_below`.
+- PLASLS searches all components jointly for six steps, then one a step in a cycle, and merges the two components with
+  the smallest η once the smallest is below `merge_below`.
+
+Every number is a keyword, so that every branch can be reached in a few steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TypedDict, Unpack
 
 from torch.optim.optimizer import ParamsT
 
-from armijo.components.merging import MergeSmallest, NeverMerge
+from armijo.components.merging import MergeSmallest
 from armijo.components.partition import ByLabel, Together
-from armijo.components.turns import Cycle, Jointly, Turn
-from armijo.directions.adam import Adam
-from armijo.directions.gradient import Gradient
+from armijo.components.selection import Cycle, Selection
+from armijo.directions.adam import AdamDirection
+from armijo.directions.gradient import GradientDirection
 from armijo.optimizer import LineSearch
 from armijo.search.backtracking import PaperBacktracking
 from armijo.search.criteria import Armijo
 from armijo.search.guesses import Growth
 
-__all__ = ["PLASLS", "SGDSLS", "AdamSLS"]
+__all__ = ["PLASLS", "SGDSLS", "AdamSLS", "SearchNumbers", "backtracking"]
 
 
-def _line_parts(c: float, initial_step_size: float, growth: float, shrink: float, max_trials: int) -> dict[str, Any]:
-    return {
-        "criterion": Armijo(c),
-        "search": PaperBacktracking(shrink, max_trials),
-        "guess": Growth(initial_step_size, growth),
-    }
+class SearchNumbers(TypedDict, total=False):
+    """The numbers of the paper's search, by the keywords of `backtracking`."""
+
+    c: float
+    initial_step_size: float
+    growth: float
+    shrink: float
+    max_trials: int
+
+
+def backtracking(
+    c: float = 0.1,
+    initial_step_size: float = 0.1,
+    growth: float = 2 ** (1 / 500),
+    shrink: float = 0.9,
+    max_trials: int = 100,
+) -> PaperBacktracking:
+    """The paper's search.
+
+    Args:
+        c: sufficient decrease, 0 < c < 1.
+        initial_step_size: η before the first growth, > 0.
+        growth: the factor of η at every step, ≥ 1.
+        shrink: the factor of η after a failed trial, 0 < shrink < 1.
+        max_trials: the most trials of a search, ≥ 1.
+
+    Raises:
+        ConfigurationError: if a number is out of its range.
+    """
+    return PaperBacktracking(Armijo(c), Growth(initial_step_size, growth), shrink, max_trials)
 
 
 class SGDSLS(LineSearch):
@@ -44,34 +74,14 @@ class SGDSLS(LineSearch):
 
     Args:
         params: parameters, groups or named parameters; one step size for all of them.
-        c: sufficient decrease, 0 < c < 1.
-        initial_step_size: η before the first growth, > 0.
-        growth: the factor of η at every step, ≥ 1.
-        shrink: the factor of η after a failed trial, 0 < shrink < 1.
-        max_trials: the most trials of a search, ≥ 1.
+        numbers: the keywords of `backtracking`.
 
     Raises:
         ConfigurationError: if an argument or a group cannot be used.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        *,
-        c: float = 0.1,
-        initial_step_size: float = 0.1,
-        growth: float = 2 ** (1 / 500),
-        shrink: float = 0.9,
-        max_trials: int = 100,
-    ) -> None:
-        super().__init__(
-            params,
-            direction=Gradient(),
-            **_line_parts(c, initial_step_size, growth, shrink, max_trials),
-            turn=Jointly(),
-            merging=NeverMerge(),
-            partition=Together(),
-        )
+    def __init__(self, params: ParamsT, **numbers: Unpack[SearchNumbers]) -> None:
+        super().__init__(params, direction=GradientDirection(), search=backtracking(**numbers), partition=Together())
 
 
 class AdamSLS(LineSearch):
@@ -79,34 +89,14 @@ class AdamSLS(LineSearch):
 
     Args:
         params: parameters, groups or named parameters; one step size for all of them.
-        c: sufficient decrease, 0 < c < 1.
-        initial_step_size: η before the first growth, > 0.
-        growth: the factor of η at every step, ≥ 1.
-        shrink: the factor of η after a failed trial, 0 < shrink < 1.
-        max_trials: the most trials of a search, ≥ 1.
+        numbers: the keywords of `backtracking`.
 
     Raises:
         ConfigurationError: if an argument or a group cannot be used.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        *,
-        c: float = 0.1,
-        initial_step_size: float = 0.1,
-        growth: float = 2 ** (1 / 500),
-        shrink: float = 0.9,
-        max_trials: int = 100,
-    ) -> None:
-        super().__init__(
-            params,
-            direction=Adam(),
-            **_line_parts(c, initial_step_size, growth, shrink, max_trials),
-            turn=Jointly(),
-            merging=NeverMerge(),
-            partition=Together(),
-        )
+    def __init__(self, params: ParamsT, **numbers: Unpack[SearchNumbers]) -> None:
+        super().__init__(params, direction=AdamDirection(), search=backtracking(**numbers), partition=Together())
 
 
 class PLASLS(LineSearch):
@@ -114,15 +104,9 @@ class PLASLS(LineSearch):
 
     Args:
         params: labelled groups, as `armijo.split` makes them.
-        c: sufficient decrease, 0 < c < 1.
-        initial_step_size: η before the first growth, > 0.
-        growth: the factor of every η at every step, ≥ 1.
-        shrink: the factor of η after a failed trial, 0 < shrink < 1.
-        max_trials: the most trials of a search, ≥ 1.
-        joint_steps: how many steps search all components together at first, ≥ 0.
+        selection: `Cycle(joint_steps)` (the released code's), `EachAlone(joint_steps)` (the text's), or `Jointly()`.
         merge_below: λ ≥ 0; 0 never merges.
-        schedule: makes the schedule from `joint_steps`: `Cycle` (the released code's), `EachInTurn` (the text's), or
-            `lambda joint_steps: Jointly()`.
+        numbers: the keywords of `backtracking`.
 
     Raises:
         ConfigurationError: if an argument or a group cannot be used.
@@ -132,20 +116,15 @@ class PLASLS(LineSearch):
         self,
         params: ParamsT,
         *,
-        c: float = 0.1,
-        initial_step_size: float = 0.1,
-        growth: float = 2 ** (1 / 500),
-        shrink: float = 0.9,
-        max_trials: int = 100,
-        joint_steps: int = 6,
+        selection: Selection = Cycle(),
         merge_below: float = 1e-12,
-        schedule: Callable[[int], Turn] = Cycle,
+        **numbers: Unpack[SearchNumbers],
     ) -> None:
         super().__init__(
             params,
-            direction=Adam(),
-            **_line_parts(c, initial_step_size, growth, shrink, max_trials),
-            turn=schedule(joint_steps),
+            direction=AdamDirection(),
+            search=backtracking(**numbers),
+            selection=selection,
             merging=MergeSmallest(merge_below),
             partition=ByLabel(),
         )

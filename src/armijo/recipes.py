@@ -1,37 +1,52 @@
-"""The recommended optimizers: constructors and nothing else (layer L3).
+"""The recommended optimizers: each is `LineSearch` with chosen parts.
 
-Each is `LineSearch` with chosen parts. They differ from `armijo.paper` in three points: the search contracts faster
-the longer it fails, so that the first one takes about a dozen trials instead of seventy; a search that finds nothing
-moves nothing and keeps the step size; a component without a slope does not grow its step size.
+| | direction | selection | merging | partition |
+|---|---|---|---|---|
+| `SGDSLS` | `GradientDirection()` | `Jointly()` | `NeverMerge()` | `Together()` |
+| `AdamSLS` | `AdamDirection()` | `Jointly()` | `NeverMerge()` | `Together()` |
+| `PLASLS` | `AdamDirection()` | `Cycle()` | `MergeSmallest()` | `ByLabel()` |
+
+The search of all three is `Backtracking(criterion=Armijo(0.1), guess=Growth(0.1))`.
+
+They differ from `armijo.paper` in three points: the search contracts faster the longer it fails, so that the first one
+takes about a dozen trials instead of seventy; a search that finds nothing moves nothing and keeps the step size; a
+component without a slope does not grow its step size.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch.optim.optimizer import ParamsT
 
 from armijo.components.merging import MergeSmallest, Merging, NeverMerge
 from armijo.components.partition import ByLabel, Together
-from armijo.components.turns import Cycle, Jointly, Turn
-from armijo.directions.adam import Adam
-from armijo.directions.gradient import Gradient
+from armijo.components.selection import Cycle, Jointly, Selection
+from armijo.directions.adam import AdamDirection
+from armijo.directions.gradient import GradientDirection
 from armijo.optimizer import LineSearch
 from armijo.search.backtracking import Backtracking
 from armijo.search.criteria import Armijo
 from armijo.search.guesses import Growth
 
-__all__ = ["PLASLS", "SGDSLS", "AdamSLS"]
+__all__ = ["PLASLS", "SGDSLS", "AdamSLS", "Options"]
 
 logger = logging.getLogger("armijo")
 
 
-def _line_parts(c: float, initial_step_size: float) -> dict[str, Any]:
-    search = Backtracking()
-    guess = Growth(initial_step_size, least_slope=search.least_slope)
-    return {"criterion": Armijo(c), "search": search, "guess": guess}
+class Options(TypedDict, total=False):
+    """Keywords that all recommended optimizers hand on to `LineSearch`.
+
+    Attributes:
+        maximize: climb instead of descend; False by default.
+        max_step_size: an upper bound of η, > 0; infinite by default.
+        process_group: the ranks over which the loss is a mean; by default those of the wrapped model, if it is one.
+    """
+
+    maximize: bool
+    max_step_size: float
+    process_group: Any
 
 
 class SGDSLS(LineSearch):
@@ -43,11 +58,10 @@ class SGDSLS(LineSearch):
         params: parameters, groups or named parameters; one step size for all of them.
         lr: a multiplier of the found step size, ≥ 0.
         weight_decay: decoupled, ≥ 0: w ← (1 - lr·η·λ)·w.
-        maximize: climb instead of descend.
-        max_step_size: an upper bound of η, > 0.
-        process_group: the ranks over which the loss is a mean; by default those of the wrapped model, if it is one.
         c: the share of the promised decrease that a trial must reach, 0 < c < 1.
         initial_step_size: the first η to try, > 0.
+        selection: when to search; `Every(3)` searches at every third step.
+        options: `maximize`, `max_step_size`, `process_group`; see `LineSearch`.
 
     Raises:
         ConfigurationError: if an argument or a group cannot be used.
@@ -69,24 +83,21 @@ class SGDSLS(LineSearch):
         lr: float = 1.0,
         weight_decay: float = 0.0,
         *,
-        maximize: bool = False,
-        max_step_size: float = math.inf,
-        process_group: Any = None,
         c: float = 0.1,
         initial_step_size: float = 0.1,
+        selection: Selection = Jointly(),
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
-            direction=Gradient(),
-            **_line_parts(c, initial_step_size),
-            turn=Jointly(),
+            direction=GradientDirection(),
+            search=Backtracking(Armijo(c), Growth(initial_step_size)),
+            selection=selection,
             merging=NeverMerge(),
             partition=Together(),
             lr=lr,
             weight_decay=weight_decay,
-            maximize=maximize,
-            max_step_size=max_step_size,
-            process_group=process_group,
+            **options,
         )
 
 
@@ -103,11 +114,10 @@ class AdamSLS(LineSearch):
         betas: Adam's (β1, β2), each in [0, 1).
         eps: Adam's ε ≥ 0.
         weight_decay: decoupled, ≥ 0: w ← (1 - lr·η·λ)·w.
-        maximize: climb instead of descend.
-        max_step_size: an upper bound of η, > 0.
-        process_group: the ranks over which the loss is a mean; by default those of the wrapped model, if it is one.
         c: the share of the promised decrease that a trial must reach, 0 < c < 1.
         initial_step_size: the first η to try, > 0.
+        selection: when to search; `Every(3)` searches at every third step.
+        options: `maximize`, `max_step_size`, `process_group`; see `LineSearch`.
 
     Raises:
         ConfigurationError: if an argument or a group cannot be used.
@@ -133,24 +143,21 @@ class AdamSLS(LineSearch):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        maximize: bool = False,
-        max_step_size: float = math.inf,
-        process_group: Any = None,
         c: float = 0.1,
         initial_step_size: float = 0.1,
+        selection: Selection = Jointly(),
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
-            direction=Adam(betas, eps),
-            **_line_parts(c, initial_step_size),
-            turn=Jointly(),
+            direction=AdamDirection(betas, eps),
+            search=Backtracking(Armijo(c), Growth(initial_step_size)),
+            selection=selection,
             merging=NeverMerge(),
             partition=Together(),
             lr=lr,
             weight_decay=weight_decay,
-            maximize=maximize,
-            max_step_size=max_step_size,
-            process_group=process_group,
+            **options,
         )
 
 
@@ -162,19 +169,17 @@ class PLASLS(LineSearch):
         update  every component together: w^(l) ← w^(l) - η_l·P^(l)·m̂^(l)
 
     Args:
-        params: labelled groups, as `armijo.split` makes them. A group without "component" is one by itself.
+        params: labelled groups, as `armijo.split` makes them. A group without "component" is a component of its own.
         lr: a multiplier of the found step sizes, ≥ 0.
         betas: Adam's (β1, β2), each in [0, 1).
         eps: Adam's ε ≥ 0.
         weight_decay: decoupled, ≥ 0: w ← (1 - lr·η·λ)·w.
-        maximize: climb instead of descend.
-        max_step_size: an upper bound of every η, > 0.
-        process_group: the ranks over which the loss is a mean; by default those of the wrapped model, if it is one.
         c: the share of the promised decrease that a trial must reach, 0 < c < 1.
         initial_step_size: the first η to try, > 0.
-        turn: which components are searched at a step: `Cycle()` (one, in order), `EachInTurn()` (every one, alone)
-            or `Jointly()` (all with one scalar).
+        selection: which components are searched at a step: `Cycle()` (one, in order), `EachAlone()` (every one,
+            alone) or `Jointly()` (all with one scalar).
         merging: when two components become one.
+        options: `maximize`, `max_step_size`, `process_group`; see `LineSearch`.
 
     Raises:
         ConfigurationError: if an argument or a group cannot be used.
@@ -188,7 +193,7 @@ class PLASLS(LineSearch):
         >>> inputs, labels = torch.randn(8, 4), torch.randint(2, (8,))
         >>> optimizer = armijo.PLASLS(armijo.split(model, by="module"))
         >>> loss = optimizer.step(lambda: torch.nn.functional.cross_entropy(model(inputs), labels))
-        >>> [group["component"] for group in optimizer.param_groups]
+        >>> [component.label for component in optimizer.components]
         ['0', '2']
     """
 
@@ -200,26 +205,22 @@ class PLASLS(LineSearch):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        maximize: bool = False,
-        max_step_size: float = math.inf,
-        process_group: Any = None,
         c: float = 0.1,
         initial_step_size: float = 0.1,
-        turn: Turn = Cycle(),  # noqa: B008 (frozen)
-        merging: Merging = MergeSmallest(),  # noqa: B008 (frozen)
+        selection: Selection = Cycle(),
+        merging: Merging = MergeSmallest(),
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
-            direction=Adam(betas, eps),
-            **_line_parts(c, initial_step_size),
-            turn=turn,
+            direction=AdamDirection(betas, eps),
+            search=Backtracking(Armijo(c), Growth(initial_step_size)),
+            selection=selection,
             merging=merging,
             partition=ByLabel(),
             lr=lr,
             weight_decay=weight_decay,
-            maximize=maximize,
-            max_step_size=max_step_size,
-            process_group=process_group,
+            **options,
         )
         (first, *others) = self.param_groups
         if not others and first["component"] == "group 0" and len(first["params"]) > 1:

@@ -1,8 +1,7 @@
-"""The parameters under search, and the only code that writes them during a search (layer L2)."""
+"""The parameters under search, and the only code that writes them during a search."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -20,20 +19,13 @@ class Snapshot:
     hundred off by a rounding error.
 
     Args:
-        lines: for each place its parameters w and its directions d, lists of equal length and shapes. Memory: one
-            copy of the parameters.
+        parameters: the parameters of each place. Memory: one copy of them.
     """
 
-    def __init__(self, lines: Mapping[int, tuple[Tensors, Tensors]]) -> None:
-        self._lines = {place: line for place, line in lines.items() if line[0]}
-        self._start = {place: [p.detach().clone() for p in line[0]] for place, line in self._lines.items()}
+    def __init__(self, parameters: Mapping[int, Tensors]) -> None:
+        self._parameters = {place: tensors for place, tensors in parameters.items() if tensors}
+        self._start = {place: [p.detach().clone() for p in tensors] for place, tensors in self._parameters.items()}
         self._moved: set[int] = set()
-
-    @property
-    def reach(self) -> float:
-        """The largest step size that the parameters' number formats can hold; a longer one cannot be moved by."""
-        dtypes = {parameter.dtype for parameters, _ in self._lines.values() for parameter in parameters}
-        return min((torch.finfo(dtype).max for dtype in dtypes), default=math.inf)
 
     def __enter__(self) -> Snapshot:
         return self
@@ -44,22 +36,21 @@ class Snapshot:
         self.restore()
 
     @torch.no_grad()
-    def move(self, step_sizes: Mapping[int, float]) -> None:
-        """Put each place at w₀ - η·d; a place that is not named goes to w₀.
+    def move(self, moves: Mapping[int, tuple[float, Tensors]]) -> None:
+        """Put each place at w₀ - η·v; a place that is not named goes to w₀.
 
         Args:
-            step_sizes: η for each place to move, finite.
+            moves: for each place to move, η (finite) and a vector v for each of its parameters, of the same shapes.
         """
         self.restore()
-        for place, step_size in step_sizes.items():
-            if place in self._lines and step_size != 0:
-                parameters, directions = self._lines[place]
+        for place, (step_size, vectors) in moves.items():
+            if place in self._parameters and step_size != 0:
                 self._moved.add(place)
-                torch._foreach_add_(parameters, directions, alpha=-step_size)
+                torch._foreach_add_(self._parameters[place], vectors, alpha=-step_size)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put every place back to w₀."""
         for place in tuple(self._moved):
-            torch._foreach_copy_(self._lines[place][0], self._start[place])
+            torch._foreach_copy_(self._parameters[place], self._start[place])
             self._moved.discard(place)

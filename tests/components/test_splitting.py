@@ -135,7 +135,7 @@ def test_twelve_layers_are_the_ten_components_of_the_paper() -> None:
         "layers.11",
         "head",
     ]
-    assert found == members(model) == members(model, n_groups=8)
+    assert found == members(model) == members(model, n_layer_groups=8)
     names = [name for name, _ in model.named_parameters()]
     assert found["embeddings"] == [name for name in names if name.startswith("bert.embeddings.")]
     assert found["head"] == [name for name in names if name.startswith(("bert.pooler.", "classifier."))]
@@ -147,15 +147,15 @@ def test_twelve_layers_are_the_ten_components_of_the_paper() -> None:
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 12])
 def test_any_number_of_groups_up_to_the_number_of_layers(length: int) -> None:
     model = nn.Sequential(nn.ModuleList(nn.Linear(2, 2) for _ in range(length)))
-    for n_groups in range(1, length + 1):
-        found = list(members(model, by="layer", n_groups=n_groups).values())
+    for n_layer_groups in range(1, length + 1):
+        found = list(members(model, by="layer", n_layer_groups=n_layer_groups).values())
         assert found == [
-            [f"0.{i}.{kind}" for i in group for kind in ("weight", "bias")] for group in bounds(length, n_groups)
+            [f"0.{i}.{kind}" for i in group for kind in ("weight", "bias")] for group in bounds(length, n_layer_groups)
         ]
         assert all(found)
-    for n_groups in (0, -1, length + 1, 2.0, "2", True):
-        with pytest.raises(SplitError, match=rf"n_groups=.*\b{length} in layers.*Choose one in 1\.\.{length}"):
-            split(model, by="layer", n_groups=n_groups)  # type: ignore[arg-type]
+    for n_layer_groups in (0, -1, length + 1, 2.0, "2", True):
+        with pytest.raises(SplitError, match=rf"n_layer_groups=.*\b{length} in layers.*Choose one in 1\.\.{length}"):
+            split(model, by="layer", n_layer_groups=n_layer_groups)  # type: ignore[arg-type]
     assert len(split(model, by="layer")) == min(8, length)
 
 
@@ -219,7 +219,7 @@ def test_the_tables_cover_every_architecture() -> None:
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_layers_of_each_architecture(architecture: str) -> None:
     model = model_of(architecture)
-    found = members(model, by="layer", n_groups=1 if architecture == "albert" else 2)
+    found = members(model, by="layer", n_layer_groups=1 if architecture == "albert" else 2)
     assert list(found) == LAYERS[architecture]
     for label, prefixes in zip(("embeddings", "head"), AROUND[architecture], strict=True):
         names = found.pop(label, [])
@@ -265,9 +265,9 @@ def test_frozen_layers_are_not_counted_and_keep_their_numbers() -> None:
     for number in (0, 1, 2, 3, 4, 8):
         model.get_submodule(f"bert.encoder.layer.{number}").requires_grad_(False)
     assert labels(model) == ["layers.5", "layers.6", "layers.7", "layers.9", "layers.10", "layers.11", "head"]
-    assert labels(model, n_groups=2) == ["layers.5-7", "layers.9-11", "head"]
+    assert labels(model, n_layer_groups=2) == ["layers.5-7", "layers.9-11", "head"]
     with pytest.raises(SplitError, match="6 in layers"):
-        split(model, n_groups=7)
+        split(model, n_layer_groups=7)
 
 
 def test_with_every_layer_frozen_the_rest_is_split_and_n_groups_refused() -> None:
@@ -275,14 +275,14 @@ def test_with_every_layer_frozen_the_rest_is_split_and_n_groups_refused() -> Non
     model.get_submodule("bert.encoder").requires_grad_(False)
     assert labels(model) == ["embeddings", "head"]
     with pytest.raises(SplitError, match=r"every layer .* is frozen"):
-        split(model, n_groups=1)
+        split(model, n_layer_groups=1)
 
 
 def test_stacks_of_different_lengths_take_as_many_groups_as_they_have_layers() -> None:
     model = model_of("t5")  # 3 and 2 layers
-    assert labels(model, n_groups=3)[1:-1] == ["encoder.0", "encoder.1", "encoder.2", "decoder.0", "decoder.1"]
+    assert labels(model, n_layer_groups=3)[1:-1] == ["encoder.0", "encoder.1", "encoder.2", "decoder.0", "decoder.1"]
     with pytest.raises(SplitError, match=r"3 in encoder, 2 in decoder.*1\.\.3"):
-        split(model, n_groups=4)
+        split(model, n_layer_groups=4)
     model.get_submodule("encoder").requires_grad_(False)  # the shared embedding with it
     assert labels(model) == ["decoder.0", "decoder.1", "head"]
 
@@ -300,9 +300,9 @@ def test_stacks_are_called_by_the_least_that_tells_them_apart() -> None:
     model = nn.ModuleDict(
         {"net": nn.ModuleDict({"vision": nn.ModuleDict({"a": tower(), "b": tower()}), "text": tower()})}
     )
-    assert labels(model, n_groups=1) == ["vision.a.0-1", "vision.b.0-1", "text.0-1"]
+    assert labels(model, n_layer_groups=1) == ["vision.a.0-1", "vision.b.0-1", "text.0-1"]
     numbered = nn.ModuleDict({"features": nn.Sequential(OrderedDict({"0": tower(), "1": nn.Flatten(), "2": tower()}))})
-    assert labels(numbered, n_groups=1) == ["features.0.0-1", "features.2.0-1"]
+    assert labels(numbered, n_layer_groups=1) == ["features.0.0-1", "features.2.0-1"]
 
 
 def test_a_sequential_of_composite_blocks_is_a_stack_where_there_is_no_list() -> None:
@@ -310,7 +310,7 @@ def test_a_sequential_of_composite_blocks_is_a_stack_where_there_is_no_list() ->
         return (Residual(2, 2) for _ in range(3))
 
     assert labels(nn.Sequential(*blocks())) == ["layers.0", "layers.1", "layers.2"]
-    assert labels(nn.Sequential(OrderedDict(first=Residual(2, 2), second=Residual(2, 2))), n_groups=1) == [
+    assert labels(nn.Sequential(OrderedDict(first=Residual(2, 2), second=Residual(2, 2))), n_layer_groups=1) == [
         "layers.first-second"
     ]
     with_head = nn.Sequential(Tower(blocks, nn.Sequential), nn.Linear(2, 2))
@@ -543,9 +543,9 @@ def test_an_unknown_splitting_is_refused_with_those_that_exist(by: Any) -> None:
 
 @pytest.mark.parametrize("by", ["projection", "module", "tensor", {"all": ".*"}, lambda name, parameter: "all"])
 def test_n_groups_goes_with_layers_alone(by: Any) -> None:
-    for n_groups in (0, 2):
-        with pytest.raises(SplitError, match=rf"n_groups={n_groups} counts groups of layers"):
-            split(model_of("bert"), by=by, n_groups=n_groups)
+    for n_layer_groups in (0, 2):
+        with pytest.raises(SplitError, match=rf"n_layer_groups={n_layer_groups} counts groups of layers"):
+            split(model_of("bert"), by=by, n_layer_groups=n_layer_groups)
 
 
 @pytest.mark.parametrize("by", sorted(BY))

@@ -1,4 +1,4 @@
-"""What every direction must do; with a fixed step size each is torch's own optimizer."""
+"""The contract of directions: every member must pass; with a fixed step size each is torch's own optimizer."""
 
 from functools import partial
 from typing import Any
@@ -7,8 +7,19 @@ import pytest
 import torch
 
 import armijo
+from contracts.extensions import AdaBelief, HeavyBall, Lion
 
-DIRECTIONS = [armijo.Gradient(), armijo.Adam(), armijo.Adam((0.5, 0.9), 1e-3)]
+DIRECTIONS = [
+    armijo.GradientDirection(),
+    armijo.AdamDirection(),
+    armijo.AdamDirection((0.5, 0.9), 1e-3),
+    armijo.AdamDirection((0.0, 0.999)),
+    armijo.KeepLastUpdate(armijo.GradientDirection()),
+    armijo.KeepLastUpdate(armijo.AdamDirection()),
+    Lion(),
+    AdaBelief(),
+]
+every = pytest.mark.parametrize
 
 
 def tensors(seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -20,42 +31,96 @@ def fresh(direction: Any, like: list[torch.Tensor]) -> list[dict[str, Any]]:
     return [{"step": torch.tensor(0.0), **direction.moments(t)} for t in like]
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS, ids=repr)
-def test_searching_writes_nothing_and_descends(direction: Any) -> None:
-    grads, group = tensors(0), direction.defaults()
-    states = fresh(direction, grads)
+def slope(grads: list[torch.Tensor], directions: list[torch.Tensor]) -> float:
+    return sum(float((g * d).sum()) for g, d in zip(grads, directions, strict=True))
+
+
+def slopes_over_commits(direction: Any, commits: int = 12) -> list[float]:
+    """⟨g, d⟩ at each of several steps: every fourth gradient is short and opposes those before it."""
+    group = direction.defaults()
+    states = fresh(direction, tensors(0))
+    found = []
+    for k in range(commits):
+        grads = [(-0.1 if k % 4 == 3 else 1.0) * grad for grad in tensors(k // 4)]
+        scratch = direction.search_direction(grads, states, group)
+        found.append(slope(grads, scratch))
+        for state in states:
+            state["step"] += 1
+        direction.update(grads, states, [d.clone() for d in scratch], group)
+    return found
+
+
+@every("direction", DIRECTIONS, ids=repr)
+@every("commits", [0, 1, 5])
+def test_the_search_phase_writes_nothing(direction: Any, commits: int) -> None:
+    group, states = direction.defaults(), fresh(direction, tensors(0))
+    for k in range(commits):
+        for state in states:
+            state["step"] += 1
+        direction.update(tensors(k), states, direction.search_direction(tensors(k), states, group), group)
+    grads = tensors(99)
     before = [{key: value.clone() for key, value in state.items()} for state in states]
     kept = [grad.clone() for grad in grads]
-    searched = direction.searched(grads, states, group)
+    directions = direction.search_direction(grads, states, group)
+    probes = direction.probes(states, group)
     assert all(torch.equal(state[key], old[key]) for state, old in zip(states, before, strict=True) for key in old)
     assert all(torch.equal(a, b) for a, b in zip(grads, kept, strict=True))
-    assert sum(float((g * d).sum()) for g, d in zip(grads, searched, strict=True)) > 0
+    assert [d.shape for d in directions] == [g.shape for g in grads]
+    for vectors in probes.values():
+        assert [v.shape for v in vectors] == [g.shape for g in grads]
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS, ids=repr)
-def test_committing_writes_the_moments_in_place(direction: Any) -> None:
+@every("direction", DIRECTIONS, ids=repr)
+def test_it_descends_fresh_and_after_several_commits(direction: Any) -> None:
+    assert min(slopes_over_commits(direction)) > 0
+
+
+def test_the_contract_notices_a_direction_that_climbs_after_some_commits() -> None:
+    slopes = slopes_over_commits(HeavyBall())
+    assert slopes[0] > 0, "fresh it is the gradient"
+    assert min(slopes) < 0
+
+
+@every("direction", DIRECTIONS, ids=repr)
+def test_the_commit_writes_the_moments_in_place(direction: Any) -> None:
     grads, group = tensors(0), direction.defaults()
     states = fresh(direction, grads)
     held = [dict(state) for state in states]
-    scratch = direction.searched(grads, states, group)
+    kept = [grad.clone() for grad in grads]
+    for k in range(3):
+        scratch = [d.clone() for d in direction.search_direction(grads, states, group)]
+        for state in states:
+            state["step"] += 1
+        updates = direction.update(grads, states, scratch, group)
+        assert len(updates) == len(grads), k
+        assert all(torch.equal(a, b) for a, b in zip(grads, kept, strict=True))
+        assert all(state[key] is old[key] for state, old in zip(states, held, strict=True) for key in old)
+    assert all(state.keys() == {"step", *direction.moments(g)} for state, g in zip(states, grads, strict=True))
+
+
+def test_the_last_update_is_kept() -> None:
+    direction, grads = armijo.KeepLastUpdate(armijo.AdamDirection()), tensors(0)
+    group, states = direction.defaults(), fresh(direction, grads)
+    assert all(not v.any() for v in direction.probes(states, group)["last_update"])
     for state in states:
         state["step"] += 1
-    applied = direction.commit(grads, states, scratch, group)
-    assert len(applied) == len(grads)
-    assert all(state[key] is old[key] for state, old in zip(states, held, strict=True) for key in old)
+    updates = direction.update(grads, states, direction.search_direction(grads, states, group), group)
+    assert all(map(torch.equal, direction.probes(states, group)["last_update"], updates))
 
 
-@pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize(
+@every("maximize", [False, True])
+@every(
     ("direction", "weight_decay", "reference"),
     [
         # torch's SGD couples its decay with the gradient, so it can only be compared without.
-        (armijo.Gradient(), 0.0, torch.optim.SGD),
-        (armijo.Adam(), 0.0, torch.optim.Adam),
-        (armijo.Adam(), 0.1, torch.optim.AdamW),
-        (armijo.Adam((0.7, 0.95), 1e-4), 0.1, partial(torch.optim.AdamW, betas=(0.7, 0.95), eps=1e-4)),
+        (armijo.GradientDirection(), 0.0, torch.optim.SGD),
+        (HeavyBall(), 0.0, partial(torch.optim.SGD, momentum=0.9)),
+        (armijo.AdamDirection(), 0.0, torch.optim.Adam),
+        (armijo.KeepLastUpdate(armijo.AdamDirection()), 0.0, torch.optim.Adam),
+        (armijo.AdamDirection(), 0.1, torch.optim.AdamW),
+        (armijo.AdamDirection((0.7, 0.95), 1e-4), 0.1, partial(torch.optim.AdamW, betas=(0.7, 0.95), eps=1e-4)),
     ],
-    ids=["SGD", "Adam", "AdamW", "AdamW with other betas"],
+    ids=["SGD", "SGD with momentum", "Adam", "Adam, its last update kept", "AdamW", "AdamW with other betas"],
 )
 def test_with_a_fixed_step_size_it_is_torchs_own(
     direction: Any, weight_decay: float, reference: Any, maximize: bool
@@ -64,11 +129,7 @@ def test_with_a_fixed_step_size_it_is_torchs_own(
     optimizer = armijo.LineSearch(
         ours,
         direction=direction,
-        criterion=armijo.Armijo(),
         search=armijo.FixedStep(1e-2),
-        guess=armijo.Growth(),
-        turn=armijo.Jointly(),
-        merging=armijo.NeverMerge(),
         weight_decay=weight_decay,
         maximize=maximize,
     )

@@ -1,8 +1,9 @@
-"""What every criterion, search, guess, turn, merging and partition must do, whichever it is."""
+"""The contracts of criteria, searches, guesses, selections, mergings and partitions: every member must pass."""
 
 import dataclasses
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,17 +12,31 @@ from hypothesis import strategies as st
 
 from armijo.components.merging import MergeNeighbours, MergeSmallest, NeverMerge
 from armijo.components.partition import ByLabel, Together
-from armijo.components.turns import Cycle, EachInTurn, Jointly
+from armijo.components.selection import Cycle, EachAlone, Every, Jointly
 from armijo.errors import ConfigurationError
 from armijo.search.backtracking import Backtracking, FixedStep, PaperBacktracking
-from armijo.search.criteria import Armijo
+from armijo.search.base import Search
+from armijo.search.bracketing import Bracketing
+from armijo.search.criteria import Armijo, Goldstein
 from armijo.search.guesses import Growth
-from armijo.search.records import Line, Outcome, Status, Trial
+from armijo.search.values import Line, Outcome, Status, Trial
+from contracts.extensions import NonMonotoneArmijo, SmoothedArmijo
 
-CRITERIA = [Armijo(0.1), Armijo(0.5)]
-SEARCHES = [FixedStep(0.3), Backtracking(), PaperBacktracking(), Backtracking(0.5, 8), PaperBacktracking(0.5, 5)]
-GUESSES = [Growth(), Growth(1.0, 2.0), Growth(0.01, 1.0, least_slope=1e-8)]
-TURNS = [Jointly(), Cycle(), Cycle(0), EachInTurn(), EachInTurn(0)]
+CRITERIA = [Armijo(0.1), Armijo(0.5), Goldstein(), Goldstein(0.4), SmoothedArmijo(), NonMonotoneArmijo()]
+SEARCHES = [
+    FixedStep(0.3),
+    Backtracking(),
+    Backtracking(SmoothedArmijo()),
+    PaperBacktracking(),
+    Backtracking(shrink=0.5, max_trials=8),
+    PaperBacktracking(shrink=0.5, max_trials=5),
+    Bracketing(),
+    Bracketing(Armijo(0.1), factor=10.0),
+    Bracketing(Goldstein(0.4), max_trials=60),
+]
+TRYING = [search for search in SEARCHES if not isinstance(search, FixedStep)]
+GUESSES = [Growth(), Growth(1.0, 2.0), Growth(0.01, 1.0)]
+SELECTIONS = [Jointly(), Cycle(), Cycle(0), EachAlone(), EachAlone(0), Every(3), Every(2, Cycle(1))]
 MERGINGS = [
     NeverMerge(),
     MergeSmallest(),
@@ -37,7 +52,7 @@ def named(part: object) -> str:
     return repr(part)
 
 
-@every("part", [*CRITERIA, *SEARCHES, *GUESSES, *TURNS, *MERGINGS, *PARTITIONS], ids=named)
+@every("part", [*CRITERIA, *SEARCHES, *GUESSES, *SELECTIONS, *MERGINGS, *PARTITIONS], ids=named)
 def test_parts_are_frozen_values(part: Any) -> None:
     assert pickle.loads(pickle.dumps(part)) == part
     assert hash(part) == hash(dataclasses.replace(part))
@@ -46,9 +61,21 @@ def test_parts_are_frozen_values(part: Any) -> None:
             setattr(part, field.name, None)
 
 
+def run(search: Search, line: Line, first: float, evaluate: Callable[[float], float]) -> tuple[Outcome, list[Trial]]:
+    """Search as a step does: with the memory's first values, and every trial written down."""
+    trials: list[Trial] = []
+
+    def recorded(step_size: float, along: str | None = None) -> float:
+        assert along is None
+        trials.append(Trial(step_size, evaluate(step_size)))
+        return trials[-1].loss
+
+    return search.search(line, first, recorded, search.defaults()), trials
+
+
 @every("criterion", CRITERIA, ids=named)
 @given(slope=positive, curvature=positive, start=st.floats(-1e3, 1e3))
-def test_no_violation_at_a_quadratics_minimiser_nor_near_the_start(
+def test_a_quadratics_minimiser_suffices_and_a_short_step_is_never_too_long(
     criterion: Any, slope: float, curvature: float, start: float
 ) -> None:
     line = Line(start, slope)
@@ -56,21 +83,39 @@ def test_no_violation_at_a_quadratics_minimiser_nor_near_the_start(
         step_size = share * slope / curvature
         loss = start - slope * step_size + 0.5 * curvature * step_size**2
         rounding = 8 * math.ulp(abs(start) + abs(loss) + slope * step_size)
-        assert criterion.violation(line, Trial(step_size, loss)) <= rounding
+        violation = criterion.violation(line, Trial(step_size, loss), criterion.defaults())
+        assert violation <= rounding
+        if share == 1.0 or not criterion.two_sided:
+            assert violation >= -rounding
 
 
 @every("criterion", CRITERIA, ids=named)
 def test_nan_and_infinity_violate_without_end_and_no_decrease_violates(criterion: Any) -> None:
-    line = Line(1.0, 1.0)
-    assert criterion.violation(line, Trial(0.1, math.nan)) == math.inf
-    assert criterion.violation(line, Trial(0.1, math.inf)) == math.inf
-    assert criterion.violation(line, Trial(0.1, 1.0)) > 0
+    line, memory = Line(1.0, 1.0), criterion.defaults()
+    assert criterion.violation(line, Trial(0.1, math.nan), memory) == math.inf
+    assert criterion.violation(line, Trial(0.1, math.inf), memory) == math.inf
+    assert criterion.violation(line, Trial(0.1, 1.0), memory) > 0
+
+
+@every("criterion", CRITERIA, ids=named)
+def test_only_a_two_sided_criterion_calls_a_step_too_short(criterion: Any) -> None:
+    # The loss falls as the slope says, without end: every step but an infinite one is too short.
+    violation = criterion.violation(Line(1.0, 1.0), Trial(1e-3, 1.0 - 1e-3), criterion.defaults())
+    assert violation < 0 if criterion.two_sided else violation == 0
+
+
+@every("kind", [Backtracking, PaperBacktracking])
+def test_a_search_that_only_shrinks_refuses_a_two_sided_criterion(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"only shortens steps.*Use Bracketing"):
+        kind(Goldstein())
 
 
 @every("c", [0, 1, -0.1, math.nan])
 def test_armijo_refuses_a_constant_out_of_range(c: float) -> None:
     with pytest.raises(ConfigurationError, match="0 < c < 1"):
         Armijo(c)
+    with pytest.raises(ConfigurationError, match=r"0 < c < 0\.5"):
+        Goldstein(c)
 
 
 @every("search", SEARCHES, ids=named)
@@ -78,45 +123,66 @@ def test_armijo_refuses_a_constant_out_of_range(c: float) -> None:
 def test_an_accepted_step_size_was_evaluated_and_satisfies_the_criterion(
     search: Any, curvature: float, first: float
 ) -> None:
-    line, criterion, seen = Line(1.0, 1.0), Armijo(0.1), {}
-
-    def evaluate(step_size: float) -> float:
-        seen[step_size] = 1.0 - step_size + 0.5 * curvature * step_size**2
-        return seen[step_size]
-
-    outcome = search.search(line, first, evaluate, criterion)
-    assert outcome.trials == len(seen)
+    line = Line(1.0, 1.0)
+    outcome, trials = run(search, line, first, lambda step_size: 1.0 - step_size + 0.5 * curvature * step_size**2)
     if outcome.status is Status.ACCEPTED:
-        assert outcome.loss == seen[outcome.step_size]
-        assert criterion.violation(line, Trial(outcome.step_size, outcome.loss)) == 0
-        assert 0 < outcome.step_size <= first
+        assert Trial(outcome.step_size, outcome.loss) in trials
+        assert search.criterion.violation(line, Trial(outcome.step_size, outcome.loss), search.defaults()) == 0
+        assert outcome.step_size > 0
+        assert outcome.step_size <= first or search.lengthens
     else:
         assert outcome.loss is None
 
 
-@every("search", [s for s in SEARCHES if not isinstance(s, FixedStep)], ids=named)
+@every("search", [search for search in TRYING if search.lengthens], ids=named)
+def test_a_step_that_is_too_short_at_the_longest_allowed_is_accepted(search: Any) -> None:
+    line = Line(1.0, 1.0, longest=0.5)
+    outcome, trials = run(search, line, 0.1, lambda step_size: 1 - step_size)
+    assert outcome.status is Status.ACCEPTED
+    assert max(trial.step_size for trial in trials) <= line.longest
+    if search.criterion.two_sided:
+        assert outcome.step_size == line.longest
+
+
+@every("search", TRYING, ids=named)
 def test_a_search_that_cannot_succeed_ends(search: Any) -> None:
-    calls: list[float] = []
-
-    def evaluate(step_size: float) -> float:
-        calls.append(step_size)
-        return 1.0 if step_size == 0 else math.inf
-
-    outcome = search.search(Line(1.0, 1.0), 0.1, evaluate, Armijo())
+    outcome, trials = run(search, Line(1.0, 1.0), 0.1, lambda step_size: 1.0 if step_size == 0 else math.inf)
     assert outcome.status is Status.EXHAUSTED
-    assert outcome.trials == len(calls)
-    assert search.max_trials <= len(calls) <= search.max_trials + 1
+    assert search.max_trials <= len(trials) <= search.max_trials + 1
 
 
-@every("search", [s for s in SEARCHES if not isinstance(s, FixedStep)], ids=named)
+@every("search", TRYING, ids=named)
 @every("line", [Line(0.0, 1.0), Line(1.0, 0.0), Line(1.0, 9e-9)])
 def test_nothing_is_evaluated_where_there_is_nothing_to_search(search: Any, line: Line) -> None:
-    assert search.search(line, 0.1, pytest.fail, Armijo()) == Outcome(0.1, Status.SKIPPED)
+    assert search.search(line, 0.1, pytest.fail, search.defaults()) == Outcome(0.1, Status.SKIPPED)
 
 
-def test_backtracking_tells_a_loss_that_does_not_repeat() -> None:
-    outcome = Backtracking().search(Line(1.0, 1.0), 0.1, lambda step_size: 2.0, Armijo())
-    assert outcome == Outcome(0.0, Status.NONDETERMINISTIC, 26)
+@every("search", TRYING, ids=named)
+@every("line", [Line(1.0, -1.0), Line(1.0, -1e-12), Line(0.0, -1.0)])
+def test_a_line_that_does_not_descend_is_not_searched_and_nothing_moves(search: Any, line: Line) -> None:
+    assert search.search(line, 0.1, pytest.fail, search.defaults()) == Outcome(0.0, Status.ASCENT)
+
+
+@every("search", SEARCHES, ids=named)
+def test_a_search_brings_its_own_first_step_size(search: Any) -> None:
+    initial, memory = search.initial_step_size(), search.defaults()
+    assert 0 < initial < math.inf
+    assert 0 < search.first_step_size(initial, Line(1.0, 1.0), memory) < math.inf
+    assert memory.keys() == search.defaults().keys()
+
+
+@every("search", [Backtracking(), Bracketing()], ids=named)
+def test_the_step_size_rests_where_the_slope_vanishes(search: Any) -> None:
+    assert search.first_step_size(0.5, Line(1.0, 9e-9), {}) == 0.5
+    assert search.first_step_size(0.5, Line(1.0, 1.0), {}) == 0.5 * 2 ** (1 / 500)
+    assert PaperBacktracking().first_step_size(0.5, Line(1.0, 0.0), {}) == 0.5 * 2 ** (1 / 500)
+
+
+@every("search", [Backtracking(), Bracketing()], ids=named)
+def test_a_loss_that_does_not_repeat_is_reported(search: Any) -> None:
+    outcome, trials = run(search, Line(1.0, 1.0), 0.1, lambda step_size: 2.0)
+    assert outcome == Outcome(0.0, Status.NONDETERMINISTIC)
+    assert len(trials) == 26
 
 
 def test_backtracking_gives_up_where_rounding_would_decide() -> None:
@@ -127,33 +193,26 @@ def test_backtracking_gives_up_where_rounding_would_decide() -> None:
         tried.append(step_size)
         return 0.7 if step_size == 0 or step_size > 1e-6 else 0.7 - 2**-24
 
-    outcome = Backtracking().search(lucky, 0.1, evaluate, Armijo())
+    outcome, _ = run(Backtracking(), lucky, 0.1, evaluate)
     assert (outcome.step_size, outcome.status) == (0.0, Status.EXHAUSTED)
     assert all(step_size * lucky.slope >= lucky.resolution for step_size in tried[:-1])
-    assert PaperBacktracking(max_trials=200).search(lucky, 0.1, evaluate, Armijo()).step_size < 1e-6
+    assert run(PaperBacktracking(max_trials=200), lucky, 0.1, evaluate)[0].step_size < 1e-6
 
 
 @every("edge", [10.0**-k for k in range(1, 9)])
 def test_backtracking_is_short_from_far_away_and_lands_near_the_edge(edge: float) -> None:
-    outcome = Backtracking().search(
-        Line(1.0, 1.0), 0.1, lambda step_size: 1 - step_size if step_size <= edge else math.inf, Armijo()
+    outcome, trials = run(
+        Backtracking(), Line(1.0, 1.0), 0.1, lambda step_size: 1 - step_size if step_size <= edge else math.inf
     )
     assert outcome.status is Status.ACCEPTED
-    assert outcome.trials <= 22
+    assert len(trials) <= 22
     assert 0.9**3 * edge <= outcome.step_size <= edge
 
 
 def test_backtracking_tries_what_the_papers_search_tries_first() -> None:
-    tried: dict[str, list[float]] = {}
     for search in (Backtracking(), PaperBacktracking()):
-        seen = tried[type(search).__name__] = []
-
-        def evaluate(step_size: float, seen: list[float] = seen) -> float:
-            seen.append(step_size)
-            return 1.0 if step_size > 0.091 else 0.0
-
-        search.search(Line(1.0, 1.0), 0.1, evaluate, Armijo())
-    assert tried["Backtracking"] == tried["PaperBacktracking"] == [0.1, 0.1 * 0.9]
+        _, trials = run(search, Line(1.0, 1.0), 0.1, lambda step_size: 1.0 if step_size > 0.091 else 0.0)
+        assert [trial.step_size for trial in trials] == [0.1, 0.1 * 0.9]
 
 
 @every("bad", [{"shrink": 0}, {"shrink": 1}, {"max_trials": 0}, {"shrink": math.nan}])
@@ -163,51 +222,62 @@ def test_searches_refuse_numbers_out_of_range(kind: Any, bad: dict[str, float]) 
         kind(**bad)
 
 
+def test_bracketing_refuses_numbers_out_of_range() -> None:
+    for bad in ({"factor": 1.0}, {"factor": math.inf}, {"max_trials": 0}):
+        with pytest.raises(ConfigurationError):
+            Bracketing(**bad)
+
+
 @every("guess", GUESSES, ids=named)
 @given(step_size=positive, slope=st.floats(0, 1e3))
 def test_a_guess_is_positive_and_finite(guess: Any, step_size: float, slope: float) -> None:
-    assert guess.initial > 0
-    assert 0 < guess.next(step_size, Line(1.0, slope)) < math.inf
+    assert guess.initial_step_size() > 0
+    assert 0 < guess.next(step_size, Line(1.0, slope), guess.defaults()) < math.inf
 
 
-def test_growth_rests_where_the_slope_vanishes() -> None:
-    assert Growth(least_slope=1e-8).next(0.5, Line(1.0, 0.0)) == 0.5
-    assert Growth(factor=2.0).next(0.5, Line(1.0, 0.0)) == 1.0
+def test_growth_refuses_numbers_out_of_range() -> None:
+    assert Growth(factor=2.0).next(0.5, Line(1.0, 0.0), {}) == 1.0
     for bad in ({"initial": 0}, {"initial": math.inf}, {"factor": 0.5}, {"factor": math.nan}):
         with pytest.raises(ConfigurationError):
             Growth(**bad)
 
 
-@every("turn", TURNS, ids=named)
+@every("selection", SELECTIONS, ids=named)
 @given(n=st.integers(1, 12), start=st.integers(0, 40))
-def test_blocks_are_disjoint_places_and_the_next_turn_is_one(turn: Any, n: int, start: int) -> None:
-    place, searched = 0, set()
-    for step in range(start, start + n):
-        blocks = turn.blocks(n, place, step)
-        places = [p for block in blocks for p in block]
-        assert blocks
+def test_blocks_are_disjoint_places_and_every_place_gets_its_search(selection: Any, n: int, start: int) -> None:
+    lines, memory, searched = [Line(1.0, 1.0)] * n, selection.defaults(), set()
+    for step in range(start, start + 3 * n):
+        blocks = selection.blocks(lines, step, memory)
+        assert memory.keys() == selection.defaults().keys()
+        places = [place for block in blocks for place in block]
+        assert all(blocks), "there may be no block, but no block is empty"
         assert len(places) == len(set(places))
         assert set(places) <= set(range(n))
+        assert all(set(selection.moved_before(block)).isdisjoint(block) for block in blocks)
         searched |= set(places)
-        place = turn.advance(n, place, step)
-        assert 0 <= place < n
-    assert searched == set(range(n)), "within n steps every component is searched"
+    assert searched == set(range(n)), "within 3·n steps every component is searched"
 
 
 def test_the_cycle_starts_with_the_first_component_after_the_joint_steps() -> None:
-    turn, place, seen = Cycle(joint_steps=2), 0, []
-    for step in range(7):
-        seen.append(turn.blocks(3, place, step))
-        place = turn.advance(3, place, step)
+    selection, memory = Cycle(joint_steps=2), Cycle().defaults()
+    seen = [selection.blocks([Line(1.0, 1.0)] * 3, step, memory) for step in range(7)]
     assert seen == [((0, 1, 2),), ((0, 1, 2),), ((0,),), ((1,),), ((2,),), ((0,),), ((1,),)]
     with pytest.raises(ConfigurationError):
         Cycle(-1)
 
 
+def test_a_selection_within_every_few_steps_sees_the_searches_alone() -> None:
+    selection, memory = Every(2, Cycle(1)), Cycle().defaults()
+    seen = [selection.blocks([Line(1.0, 1.0)] * 2, step, memory) for step in range(7)]
+    assert seen == [((0, 1),), (), ((0,),), (), ((1,),), (), ((0,),)]
+    with pytest.raises(ConfigurationError, match="never searches"):
+        Every(0)
+
+
 @every("merging", MERGINGS, ids=named)
 @given(step_sizes=st.lists(st.sampled_from([1e-13, 1e-5, 1e-3, 1e-1]), min_size=1, max_size=9))
 def test_a_merge_names_two_places_and_lies_between_them(merging: Any, step_sizes: list[float]) -> None:
-    merge = merging.propose(step_sizes)
+    merge = merging.propose(step_sizes, merging.defaults())
     if merge is None:
         return
     assert len(step_sizes) > 2
@@ -223,11 +293,11 @@ def test_a_merge_names_two_places_and_lies_between_them(merging: Any, step_sizes
 
 
 def test_ties_merge_the_earlier_places() -> None:
-    merge = MergeSmallest(1.0).propose([0.5, 0.1, 0.1, 0.1])
+    merge = MergeSmallest(1.0).propose([0.5, 0.1, 0.1, 0.1], {})
     assert merge is not None
     assert (merge.kept, merge.absorbed) == (1, 2)
-    assert MergeSmallest(1.0).propose([0.1, 0.1]) is None
-    assert MergeSmallest(0.1).propose([0.1, 0.1, 0.1]) is None
+    assert MergeSmallest(1.0).propose([0.1, 0.1], {}) is None
+    assert MergeSmallest(0.1).propose([0.1, 0.1, 0.1], {}) is None
 
 
 @pytest.mark.parametrize("kind", [MergeSmallest, MergeNeighbours])
@@ -240,13 +310,13 @@ def test_a_merging_is_one_of_three_rules(kind: Any) -> None:
         ("geometric_mean", math.sqrt(0.02 * other)),
         ("minimum", 0.02),
     ):
-        assert kind(0.1, rule).propose(sizes).step_size == pytest.approx(expected)
+        assert kind(0.1, rule).propose(sizes, {}).step_size == pytest.approx(expected)
     with pytest.raises(ConfigurationError, match="threshold"):
         kind(math.nan)
     with pytest.raises(ConfigurationError, match="mean, geometric_mean, minimum"):
         kind(0.1, "median")
-    assert kind(0.1).propose(sizes[:2]) is None
-    assert kind(0.01).propose(sizes) is None
+    assert kind(0.1).propose(sizes[:2], {}) is None
+    assert kind(0.01).propose(sizes, {}) is None
 
 
 @every("partition", PARTITIONS, ids=named)

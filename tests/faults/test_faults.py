@@ -370,7 +370,7 @@ def test_a_loss_of_zero_with_a_slope_is_left_alone(kind: Any) -> None:
     assert optimizer.report.forwards == 1
 
 
-@every("turn", [armijo.Cycle(joint_steps=2), armijo.EachInTurn(joint_steps=2), armijo.Jointly()])
+@every("turn", [armijo.Cycle(joint_steps=2), armijo.EachAlone(joint_steps=2), armijo.Jointly()])
 def test_a_component_whose_gradient_vanishes_and_wakes_up_again(turn: Any, tally: Any) -> None:
     torch.manual_seed(0)
     sleeper, other = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
@@ -427,7 +427,7 @@ def test_a_failed_search_moves_nothing_and_keeps_the_step_size(kind: Any) -> Non
 
 def test_a_failed_component_stays_while_the_others_move() -> None:
     stays, moves = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    optimizer = armijo.PLASLS([{"params": [stays]}, {"params": [moves]}], turn=armijo.Cycle(joint_steps=0))
+    optimizer = armijo.PLASLS([{"params": [stays]}, {"params": [moves]}], selection=armijo.Cycle(joint_steps=0))
     optimizer.step(lambda: stuck(stays)() + moves.square().sum())
     assert optimizer.report is not None
     assert [component.status for component in optimizer.report.components] == ["exhausted", "unsearched"]

@@ -76,7 +76,7 @@ def test_two_runs_with_one_seed_are_equal_to_the_last_bit(kind: Any) -> None:
     [
         (armijo.SGDSLS, {}),
         (armijo.AdamSLS, {}),
-        (armijo.PLASLS, {"turn": armijo.EachInTurn(joint_steps=3)}),
+        (armijo.PLASLS, {"turn": armijo.EachAlone(joint_steps=3)}),
         (armijo.PLASLS, {"turn": armijo.Jointly()}),
     ],
 )

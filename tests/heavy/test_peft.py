@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
         args,
         train_dataset=train,
         data_collator=collate,
-        optimizer_cls_and_kwargs=line_search(armijo.PLASLS, n_groups=2),
+        optimizer_cls_and_kwargs=line_search(armijo.PLASLS, n_layer_groups=2),
     )
     updates = watched(trainer)
     trainer.train()
@@ -70,7 +70,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_it_takes_the_steps_of_a_plain_loop(trained: Any) -> None:
     trainer, updates, _ = trained
     twin = adapted()
-    optimizer = armijo.PLASLS(armijo.split(twin, by="layer", n_groups=2))
+    optimizer = armijo.PLASLS(armijo.split(twin, by="layer", n_layer_groups=2))
     assert [group["component"] for group in optimizer.param_groups] == ["layers.0-2", "layers.3-5", "head"]
     same(updates.reports, plain(updates.batches, twin, optimizer, lambda batch, update: twin(**batch).loss))
     assert equal(trainer.model, twin)
@@ -105,7 +105,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(trained: Any) -> None
         trainer.args,
         train_dataset=trainer.train_dataset,
         data_collator=trainer.data_collator,
-        optimizer_cls_and_kwargs=line_search(armijo.PLASLS, n_groups=2),
+        optimizer_cls_and_kwargs=line_search(armijo.PLASLS, n_layer_groups=2),
     )
     rest = watched(again)
     again.train(resume_from_checkpoint=str(folder / "checkpoint-5"))

@@ -109,10 +109,10 @@ def test_components_are_those_of_the_loss(folder: str, tmp_path: Path) -> None:
         str(tmp_path), num_train_epochs=3, per_device_train_batch_size=BATCH, **QUIET
     )
     trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=pairs(int), loss=loss)
-    attach(trainer, line_search(armijo.PLASLS, n_groups=2))
+    attach(trainer, line_search(armijo.PLASLS, n_layer_groups=2))
     updates = watched(trainer)
     trainer.train()
-    optimizer = armijo.PLASLS(armijo.split(again, by="layer", n_groups=2))
+    optimizer = armijo.PLASLS(armijo.split(again, by="layer", n_layer_groups=2))
     assert [group["component"] for group in optimizer.param_groups] == ["embeddings", "layers.0", "layers.1", "head"]
     same(updates.reports, plain(updates.batches, again, optimizer, mean_over(again)))
     assert equal(loss, again)

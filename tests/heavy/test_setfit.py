@@ -60,7 +60,7 @@ def test_the_trainer_inside_takes_the_steps_of_a_plain_loop(folder: str, tmp_pat
 def test_its_logs_and_its_defaults(folder: str, tmp_path: Path) -> None:
     """It renames the loss in the logs; its warm-up, of half the steps here, ends with whole steps."""
     trainer = made(folder, tmp_path, warmup_proportion=0.5)
-    attach(trainer.st_trainer, line_search(armijo.PLASLS, n_groups=2))
+    attach(trainer.st_trainer, line_search(armijo.PLASLS, n_layer_groups=2))
     trainer.train()
     logged = [entry for entry in trainer.st_trainer.state.log_history if "embedding_loss" in entry]
     labels = ("embeddings", "layers.0", "layers.1", "head")

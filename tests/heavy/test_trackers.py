@@ -49,7 +49,7 @@ def trainer(tracker: str) -> list[dict[str, Any]]:
         disable_tqdm=True,
     )
     made = ArmijoTrainer(
-        bert(), arguments, train_dataset=rows(), optimizer_cls_and_kwargs=line_search(armijo.PLASLS, n_groups=2)
+        bert(), arguments, train_dataset=rows(), optimizer_cls_and_kwargs=line_search(armijo.PLASLS, n_layer_groups=2)
     )
     made.train()
     return [entry for entry in made.state.log_history if "loss" in entry]

@@ -115,12 +115,12 @@ def test_sft_on_adapters(tmp_path: Path) -> None:
     given = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.1)
     base = llama(seed=0)
     before = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
-    trainer = made(ArmijoSFT, tmp_path, base, choice=line_search(armijo.PLASLS, n_groups=2), peft_config=given)
+    trainer = made(ArmijoSFT, tmp_path, base, choice=line_search(armijo.PLASLS, n_layer_groups=2), peft_config=given)
     twin = peft.get_peft_model(llama(seed=0), given)
     twin.load_state_dict(trainer.model.state_dict())
     updates = watched(trainer)
     trainer.train()
-    optimizer = armijo.PLASLS(armijo.split(twin, by="layer", n_groups=2))
+    optimizer = armijo.PLASLS(armijo.split(twin, by="layer", n_layer_groups=2))
     assert [group["component"] for group in optimizer.param_groups] == ["layers.0", "layers.1"]
     same(updates.reports, plain(updates.batches, twin, optimizer, next_token(twin)), rtol=1e-4)
     for name, parameter in trainer.model.named_parameters():

@@ -37,7 +37,7 @@ class Bare(Manual):
 
 
 def plasls(net: torch.nn.Module) -> armijo.LineSearch:
-    return armijo.PLASLS(armijo.split(net, n_groups=2))
+    return armijo.PLASLS(armijo.split(net, n_layer_groups=2))
 
 
 CASES: dict[str, tuple[Callable[..., LightningModule], dict[str, Any]]] = {

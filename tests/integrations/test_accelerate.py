@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 CHOICES = {
     "adamsls": lambda model: armijo.AdamSLS(model.parameters()),
-    "plasls": lambda model: armijo.PLASLS(armijo.split(model, n_groups=2)),
+    "plasls": lambda model: armijo.PLASLS(armijo.split(model, n_layer_groups=2)),
 }
 
 

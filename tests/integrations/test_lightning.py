@@ -50,7 +50,7 @@ def adamsls(net: nn.Module) -> armijo.LineSearch:
 
 
 def plasls(net: nn.Module) -> armijo.LineSearch:
-    return armijo.PLASLS(armijo.split(net, by="layer", n_groups=2))
+    return armijo.PLASLS(armijo.split(net, by="layer", n_layer_groups=2))
 
 
 class Unmixed(LightningModule):
@@ -658,7 +658,7 @@ def test_two_optimizers_search_each_over_its_own_loss() -> None:
 @pytest.mark.parametrize("kind", [Automatic, Manual])
 def test_the_logs_show_what_was_found(kind: type[Automatic]) -> None:
     def merging(net: nn.Module) -> armijo.LineSearch:
-        return armijo.PLASLS(armijo.split(net, n_groups=2), merging=armijo.MergeSmallest(below=1.0))
+        return armijo.PLASLS(armijo.split(net, n_layer_groups=2), merging=armijo.MergeSmallest(below=1.0))
 
     kept = Kept()
     _, watch = fitted(kind(bert(), merging), StepSizeLogger(prog_bar=True), logger=kept, max_epochs=1)

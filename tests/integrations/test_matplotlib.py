@@ -16,8 +16,8 @@ from armijo.errors import ConfigurationError
 pytest.importorskip("matplotlib")
 
 from armijo.integrations import matplotlib as drawing
-from armijo.integrations.matplotlib import LivePanel, panel, smooth
-from armijo.recorder import StepRecorder
+from armijo.observers.matplotlib import LivePanel, panel, smooth
+from armijo.observers.recorder import StepRecorder
 
 PNG = b"\x89PNG"
 STATUSES = armijo.Status

@@ -11,7 +11,7 @@ import torch
 
 import armijo
 from armijo.errors import ConfigurationError
-from armijo.integrations.tensorboard import TensorBoardObserver
+from armijo.observers.tensorboard import TensorBoardObserver
 
 pytest.importorskip("tensorboard")
 
@@ -28,7 +28,7 @@ def trained(folder: Path, steps: int, **options: Any) -> list[armijo.StepReport]
     from torch.utils.tensorboard import SummaryWriter
 
     model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
-    optimizer = armijo.PLASLS(armijo.split(model, by="module"), turn=armijo.Cycle(joint_steps=1))
+    optimizer = armijo.PLASLS(armijo.split(model, by="module"), selection=armijo.Cycle(joint_steps=1))
     reports: list[armijo.StepReport] = []
     optimizer.register_observer(reports.append)
     with SummaryWriter(folder) as writer:

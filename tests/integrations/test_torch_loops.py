@@ -75,7 +75,7 @@ def test_a_compiled_model_takes_the_steps_of_the_plain_one() -> None:
     torch.compiler.reset()
     model, twin = bert(), bert()
     compiled = torch.compile(model.train(), backend="aot_eager")
-    optimizer = armijo.PLASLS(armijo.split(compiled, n_groups=2))
+    optimizer = armijo.PLASLS(armijo.split(compiled, n_layer_groups=2))
     found = []
     for batch in batched(rows(), BATCH) * 2:
         optimizer.zero_grad()
@@ -83,4 +83,4 @@ def test_a_compiled_model_takes_the_steps_of_the_plain_one() -> None:
         objective.baseline(functools.partial(cross_entropy, compiled, batch)).backward()
         optimizer.step(objective)
         found.append(optimizer.report)
-    same(found, plain(twin, armijo.PLASLS(armijo.split(twin, n_groups=2))), rtol=1e-4)
+    same(found, plain(twin, armijo.PLASLS(armijo.split(twin, n_layer_groups=2))), rtol=1e-4)

@@ -29,7 +29,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, case: str) -> None:
 
     twin = bert()
     accumulate = trainer_ranks.CASES[case].get("gradient_accumulation_steps", 1)
-    reports = plain(twin, armijo.PLASLS(armijo.split(twin, n_groups=2)), accumulate=accumulate)
+    reports = plain(twin, armijo.PLASLS(armijo.split(twin, n_layer_groups=2)), accumulate=accumulate)
     assert first["trials"] == [[c.trials for c in report.components] for report in reports]
     torch.testing.assert_close(first["losses"], [report.loss for report in reports], rtol=1e-4, atol=0)
     for (name, _), found, wanted in zip(twin.named_parameters(), first["parameters"], parameters(twin), strict=True):

@@ -71,8 +71,8 @@ CHOICES = {
     "adamsls": (line_search(), lambda model: armijo.AdamSLS(model.parameters())),
     "sgdsls": (line_search(armijo.SGDSLS), lambda model: armijo.SGDSLS(model.parameters())),
     "plasls": (
-        line_search(armijo.PLASLS, n_groups=2),
-        lambda model: armijo.PLASLS(armijo.split(model, by="layer", n_groups=2)),
+        line_search(armijo.PLASLS, n_layer_groups=2),
+        lambda model: armijo.PLASLS(armijo.split(model, by="layer", n_layer_groups=2)),
     ),
     "projection": (
         line_search(armijo.PLASLS, by="projection", c=0.3),
@@ -174,10 +174,10 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 
 def test_weight_decay_spares_biases_and_norms_and_keeps_the_components(tmp_path: Path) -> None:
     model, twin = bert(), bert()
-    trainer, watch = made(tmp_path, model, choice=line_search(armijo.PLASLS, n_groups=2), weight_decay=0.1)
+    trainer, watch = made(tmp_path, model, choice=line_search(armijo.PLASLS, n_layer_groups=2), weight_decay=0.1)
     trainer.train()
     groups = []
-    for group in armijo.split(twin, by="layer", n_groups=2):
+    for group in armijo.split(twin, by="layer", n_layer_groups=2):
         names = {id(parameter): name for name, parameter in twin.named_parameters()}
         plain_ones = [p for p in group["params"] if "bias" in names[id(p)] or "LayerNorm" in names[id(p)]]
         rest = [p for p in group["params"] if all(p is not one for one in plain_ones)]
@@ -195,15 +195,15 @@ def test_lora(tmp_path: Path) -> None:
         return peft.get_peft_model(bert(), given)
 
     model, twin = adapted(), adapted()
-    trainer, watch = made(tmp_path, model, choice=line_search(armijo.PLASLS, n_groups=2))
+    trainer, watch = made(tmp_path, model, choice=line_search(armijo.PLASLS, n_layer_groups=2))
     trainer.train()
-    optimizer = armijo.PLASLS(armijo.split(twin, by="layer", n_groups=2))
+    optimizer = armijo.PLASLS(armijo.split(twin, by="layer", n_layer_groups=2))
     same(watch.reports, plain(twin, optimizer))
     assert all(map(torch.equal, parameters(model), parameters(twin)))
 
 
 def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path) -> None:
-    choice = line_search(armijo.PLASLS, n_groups=2)
+    choice = line_search(armijo.PLASLS, n_layer_groups=2)
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
     model = bert(dropout=0.2)
     trainer, through = made(tmp_path / "a", model, choice=choice, **options)
@@ -216,7 +216,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path) -> No
 
 
 def test_the_logs_show_what_was_found(tmp_path: Path) -> None:
-    trainer, watch = made(tmp_path, bert(), choice=line_search(armijo.PLASLS, n_groups=2))
+    trainer, watch = made(tmp_path, bert(), choice=line_search(armijo.PLASLS, n_layer_groups=2))
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logged) == len(watch.reports) == 12

@@ -1,1 +1,1 @@
-"""Decisions about many components: pure Python on floats and labels, without torch (layer L1)."""
+"""Decisions about many components: pure Python on floats and labels, without torch."""

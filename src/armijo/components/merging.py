@@ -1,4 +1,4 @@
-"""Mergings: which components become one (layer L1: places and floats, no tensors)."""
+"""Mergings: which components become one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from armijo.errors import ConfigurationError
+from armijo.search.memory import Memory
 
 __all__ = ["Merge", "MergeNeighbours", "MergeSmallest", "Merging", "NeverMerge"]
 
@@ -28,18 +29,27 @@ class Merge:
 
 
 class Merging(Protocol):
-    """Looks at all step sizes after a step."""
+    """Looks at all step sizes after a step. Derive from this class to write one; only `propose` has to be written."""
 
-    def propose(self, step_sizes: Sequence[float]) -> Merge | None:
-        """At most one merge, or None. `step_sizes` holds η of every component, in order of their places."""
+    def defaults(self) -> Memory:
+        """The numbers that the merging remembers from step to step, with their first values; none by default."""
+        return {}
+
+    def propose(self, step_sizes: Sequence[float], memory: Memory) -> Merge | None:
+        """Propose at most one merge.
+
+        Args:
+            step_sizes: η of every component, by place.
+            memory: the values of `defaults()`; may be written to.
+        """
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class NeverMerge:
+@dataclass(frozen=True)
+class NeverMerge(Merging):
     """The components stay as they are."""
 
-    def propose(self, step_sizes: Sequence[float]) -> Merge | None:
+    def propose(self, step_sizes: Sequence[float], memory: Memory) -> Merge | None:
         """None."""
         return None
 
@@ -48,8 +58,22 @@ Rule = Literal["mean", "geometric_mean", "minimum"]
 """What becomes of two step sizes a and b: (a + b)/2, √(a·b) or min(a, b)."""
 
 
-@dataclass(frozen=True, slots=True)
-class MergeSmallest:
+@dataclass(frozen=True)
+class _BelowThreshold(Merging):
+    below: float = 1e-12
+    rule: Rule = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.below >= 0:
+            raise ConfigurationError(f"The merging threshold is {self.below}; it must be 0 or more.")
+        if self.rule not in get_args(Rule):
+            raise ConfigurationError(
+                f"There is no merging rule {self.rule!r}; choose one of {', '.join(get_args(Rule))}."
+            )
+
+
+@dataclass(frozen=True)
+class MergeSmallest(_BelowThreshold):
     """The two components with the smallest step sizes become one once the smallest lies below λ.
 
     Ties go to the earlier place; never fewer than two components remain.
@@ -65,17 +89,11 @@ class MergeSmallest:
         arXiv 2403.18506, section III (combining components), with the mean.
 
     Examples:
-        >>> MergeSmallest(below=0.1).propose([0.5, 0.02, 0.3, 0.04])
+        >>> MergeSmallest(below=0.1).propose([0.5, 0.02, 0.3, 0.04], {})
         Merge(kept=1, absorbed=3, step_size=0.03)
     """
 
-    below: float = 1e-12
-    rule: Rule = "mean"
-
-    def __post_init__(self) -> None:
-        _check(self.below, self.rule)
-
-    def propose(self, step_sizes: Sequence[float]) -> Merge | None:
+    def propose(self, step_sizes: Sequence[float], memory: Memory) -> Merge | None:
         """The two smallest, if the smallest lies below λ and there are more than two."""
         if len(step_sizes) <= 2:
             return None
@@ -85,8 +103,8 @@ class MergeSmallest:
         return _merged(smallest, second, step_sizes, self.rule)
 
 
-@dataclass(frozen=True, slots=True)
-class MergeNeighbours:
+@dataclass(frozen=True)
+class MergeNeighbours(_BelowThreshold):
     """The component with the smallest step size becomes one with a neighbour once it lies below λ.
 
     The neighbour is the place before or after it, whichever has the smaller step size (the earlier one of equals):
@@ -100,17 +118,11 @@ class MergeNeighbours:
         ConfigurationError: if λ is negative, or there is no such rule.
 
     Examples:
-        >>> MergeNeighbours(below=0.1).propose([0.5, 0.02, 0.3, 0.04])
+        >>> MergeNeighbours(below=0.1).propose([0.5, 0.02, 0.3, 0.04], {})
         Merge(kept=1, absorbed=2, step_size=0.16)
     """
 
-    below: float = 1e-12
-    rule: Rule = "mean"
-
-    def __post_init__(self) -> None:
-        _check(self.below, self.rule)
-
-    def propose(self, step_sizes: Sequence[float]) -> Merge | None:
+    def propose(self, step_sizes: Sequence[float], memory: Memory) -> Merge | None:
         """The smallest and its neighbour, if the smallest lies below λ and there are more than two."""
         if len(step_sizes) <= 2:
             return None
@@ -131,10 +143,3 @@ def _merged(place: int, other: int, step_sizes: Sequence[float], rule: Rule) -> 
         # Of two roots, because the product of two small step sizes may be less than a float can hold.
         merged = min(max(math.sqrt(low) * math.sqrt(high), low), high)
     return Merge(min(place, other), max(place, other), merged)
-
-
-def _check(below: float, rule: str) -> None:
-    if not below >= 0:
-        raise ConfigurationError(f"The merging threshold is {below}; it must be 0 or more.")
-    if rule not in get_args(Rule):
-        raise ConfigurationError(f"There is no merging rule {rule!r}; choose one of {', '.join(get_args(Rule))}.")

@@ -1,4 +1,4 @@
-"""Partitions: which parameter groups share a step size (layer L1: labels and places, no tensors)."""
+"""Partitions: which parameter groups share a step size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Component:
 
 
 class Partition(Protocol):
-    """From the labels of all parameter groups to the components, in the order in which they take their turns."""
+    """From the labels of all parameter groups to the components, in the order of their places."""
 
     def components(self, labels: Sequence[str]) -> tuple[Component, ...]:
         """Every index of `labels` in exactly one component."""

@@ -1,4 +1,4 @@
-"""Splittings: from a model to labelled parameter groups (layer L1: names and structure, torch never imported).
+"""Splittings: from a model to labelled parameter groups. Names and structure only; torch is not imported.
 
 Torch's classes are recognised by their names in the class's ancestry, so that subclasses are recognised as well.
 """
@@ -37,22 +37,22 @@ _FUSED = re.compile(
 def split(
     model: Module,
     by: str | Mapping[str, str | Sequence[str]] | Callable[[str, Parameter], str] = "layer",
-    n_groups: int | None = None,
+    n_layer_groups: int | None = None,
 ) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into labelled groups, one for each component with a step size of its own.
 
     Every parameter with `requires_grad` lies in exactly one group; frozen parameters lie in none. A parameter that is
     registered in several places (tied weights) belongs to the place registered first, as in `named_parameters()`. The
-    order of the groups is the same at every call and is the order in which `armijo.PLASLS` takes its turns. Names and
-    labels are those of the plain model when it is wrapped by `torch.compile`, `DistributedDataParallel` or
+    order of the groups is the same at every call and is the order in which `armijo.PLASLS` searches components. Names
+    and labels are those of the plain model when it is wrapped by `torch.compile`, `DistributedDataParallel` or
     `DataParallel`. The model is only read.
 
     Args:
         model: the module whose parameters are to be trained.
         by: how to split.
 
-            - `"layer"`: `embeddings`, then `n_groups` groups of consecutive layers, then `head`. The layers are the
-              members of an outermost `torch.nn.ModuleList` whose members with parameters are of one class; where a
+            - `"layer"`: `embeddings`, then `n_layer_groups` groups of consecutive layers, then `head`. The layers are
+              the members of an outermost `torch.nn.ModuleList` whose members with parameters are of one class; where a
               model has no such list, of an outermost `torch.nn.Sequential` of that kind whose members have submodules
               (torchvision's ResNet and vision transformer). With the trainable layers l₀ … l_{L-1} of a stack, group
               i of n holds those from ⌈L·i/n⌉ up to ⌈L·(i+1)/n⌉: 12 layers in 8 groups are {0,1} {2} {3,4} {5} {6,7}
@@ -72,7 +72,7 @@ def split(
             - a mapping of labels to a regular expression or a sequence of them, searched (`re.search`) in the
               parameter's name. The first label that matches has the parameter; groups come in the mapping's order.
             - a callable `(name, parameter) -> label`; groups come in the order in which labels first appear.
-        n_groups: for `"layer"` alone, the number of groups of layers, from 1 to the number L of trainable layers;
+        n_layer_groups: for `"layer"` alone, the number of groups of layers, from 1 to the number L of trainable layers;
             default min(8, L). With several stacks it holds for each; a stack with fewer layers has one group a layer.
 
     Returns:
@@ -80,10 +80,10 @@ def split(
         is empty, no label occurs twice.
 
     Raises:
-        SplitError: `model` is not a module or has nothing to train; `by` is unknown; `n_groups` is out of range or
-            given with another `by`; the model has no layers, or no attention; query, key and value are one matrix
-            (GPT-2's `c_attn`, `torch.nn.MultiheadAttention`), which no grouping of parameters can part; a pattern is
-            no regular expression or matches nothing; a label is left without a parameter, or a parameter without a
+        SplitError: `model` is not a module or has nothing to train; `by` is unknown; `n_layer_groups` is out of range
+            or given with another `by`; the model has no layers, or no attention; query, key and value are one matrix
+            (GPT-2's `c_attn`, `torch.nn.MultiheadAttention`), which no grouping of parameters can separate; a pattern
+            is no regular expression or matches nothing; a label is left without a parameter, or a parameter without a
             label; a callable returns something other than a non-empty string.
 
     Examples:
@@ -95,7 +95,7 @@ def split(
         ...         self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
         ...         self.classifier = torch.nn.Linear(8, 2)
         >>> model = Net()
-        >>> [group["component"] for group in armijo.split(model, by="layer", n_groups=2)]
+        >>> [group["component"] for group in armijo.split(model, by="layer", n_layer_groups=2)]
         ['embeddings', 'layers.0-1', 'layers.2', 'head']
         >>> [group["component"] for group in armijo.split(model, by={"classifier": "^classifier", "body": ".*"})]
         ['classifier', 'body']
@@ -114,27 +114,22 @@ def split(
             f"{_class(model)} has no trainable parameter: of its {len(parameters)} parameters none has "
             "requires_grad=True. Unfreeze what is to be trained before the split."
         )
-    if n_groups is not None and by != "layer":
+    if n_layer_groups is not None and by != "layer":
         raise SplitError(
-            f"n_groups={n_groups!r} counts groups of layers and goes with by='layer' alone; leave it out, or use "
-            "by='layer'."
+            f"n_layer_groups={n_layer_groups!r} counts groups of layers and goes with by='layer' alone; leave it out, "
+            "or use by='layer'."
         )
-    if by == "layer":
-        groups = _by_layer(model, n_groups)
-    elif by == "projection":
-        groups = _by_projection(model)
-    elif by == "module":
-        groups = _grouped(model, lambda name, _: name.rpartition(".")[0] or "(root)")
-    elif by == "tensor":
-        groups = _grouped(model, lambda name, _: name)
+    if isinstance(by, str) and by in _SPLITTINGS:
+        groups = _SPLITTINGS[by](model, n_layer_groups)
     elif isinstance(by, Mapping):
         groups = _by_patterns(model, by)
     elif callable(by):
         groups = _grouped(model, _checked(by))
     else:
+        *others, last = map(repr, _SPLITTINGS)
         raise SplitError(
-            f"by={by!r} is no splitting. There are 'layer', 'projection', 'module' and 'tensor', a mapping of labels "
-            "to regular expressions, and a callable (name, parameter) -> label."
+            f"by={by!r} is no splitting. There are {', '.join(others)} and {last}, a mapping of labels to regular "
+            "expressions, and a callable (name, parameter) -> label."
         )
     return [{"params": members, "component": label} for label, members in groups.items() if members]
 
@@ -151,7 +146,7 @@ def _grouped(model: Module, label: Callable[[str, Parameter], str], order: Seque
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
-def _by_layer(model: Module, n_groups: int | None) -> _Groups:
+def _by_layer(model: Module, n_layer_groups: int | None) -> _Groups:
     stacks = _stacks(model)
     if not stacks:
         raise SplitError(_no_layers(model))
@@ -168,7 +163,7 @@ def _by_layer(model: Module, n_groups: int | None) -> _Groups:
     )
     layers = {title: [number for stack, number in trainable if stack == title] for title in titles}
     labels: dict[tuple[str, str], str] = {}
-    for title, wanted in _checked_n_groups(model, n_groups, layers).items():
+    for title, wanted in _checked_n_layer_groups(model, n_layer_groups, layers).items():
         numbers = layers[title]
         bounds = [-(-len(numbers) * i // wanted) for i in range(wanted + 1)]
         for start, stop in pairwise(bounds):
@@ -185,23 +180,24 @@ def _by_layer(model: Module, n_groups: int | None) -> _Groups:
     return _grouped(model, label_of, order=["embeddings", *dict.fromkeys(labels.values()), "head"])
 
 
-def _checked_n_groups(model: Module, n_groups: int | None, layers: dict[str, list[str]]) -> dict[str, int]:
+def _checked_n_layer_groups(model: Module, n_layer_groups: int | None, layers: dict[str, list[str]]) -> dict[str, int]:
     """The number of groups of each stack that has a trainable layer."""
     counts = {title: len(numbers) for title, numbers in layers.items() if numbers}
-    if n_groups is None:
+    if n_layer_groups is None:
         return {title: min(8, count) for title, count in counts.items()}
     if not counts:
         raise SplitError(
-            f"n_groups={n_groups!r} cannot be: every layer of {_class(model)} is frozen. Leave n_groups out, or "
-            "unfreeze layers before the split."
+            f"n_layer_groups={n_layer_groups!r} cannot be used: every layer of {_class(model)} is frozen. Leave it "
+            "out, or unfreeze layers before the split."
         )
-    if not isinstance(n_groups, int) or isinstance(n_groups, bool) or not 1 <= n_groups <= max(counts.values()):
+    whole = isinstance(n_layer_groups, int) and not isinstance(n_layer_groups, bool)
+    if not whole or not 1 <= n_layer_groups <= max(counts.values()):
         there_are = ", ".join(f"{count} in {title}" for title, count in counts.items())
         raise SplitError(
-            f"n_groups={n_groups!r} is not an integer from 1 to the number of trainable layers of {_class(model)} "
-            f"({there_are}). Choose one in 1..{max(counts.values())}, or leave it out for at most 8."
+            f"n_layer_groups={n_layer_groups!r} is not an integer from 1 to the number of trainable layers of "
+            f"{_class(model)} ({there_are}). Choose one in 1..{max(counts.values())}, or leave it out for at most 8."
         )
-    return {title: min(n_groups, count) for title, count in counts.items()}
+    return {title: min(n_layer_groups, count) for title, count in counts.items()}
 
 
 def _stacks(model: Module) -> dict[str, list[str]]:
@@ -260,7 +256,7 @@ def _no_layers(model: Module) -> str:
         if _is_a(module, "ModuleList")
         and len(kinds := sorted({_class(block) for block in _blocks(path, module).values()})) > 1
     ]
-    found = f" (there are lists of different classes: {_some(mixed)})" if mixed else ""
+    found = f" (there are lists of different classes: {_listed(mixed)})" if mixed else ""
     return (
         f"{_class(model)} has no numbered layers: no ModuleList, and no Sequential of composite blocks, whose members "
         f"are of one class{found}. Use by='module' or by='tensor', or give the groups yourself: a mapping of labels to "
@@ -287,7 +283,7 @@ def _by_projection(model: Module) -> _Groups:
         attends = attends or bool(triples or joint)
     if fused:
         raise SplitError(
-            f"{_class(model)} has query, key and value in one matrix ({_some(fused)}), and one tensor cannot have "
+            f"{_class(model)} has query, key and value in one matrix ({_listed(fused)}), and one tensor cannot have "
             "several step sizes. Use by='layer' or by='module', which keep such a matrix whole."
         )
     if not attends:
@@ -326,14 +322,14 @@ def _by_patterns(model: Module, labels: Mapping[str, str | Sequence[str]]) -> _G
         if not any(pattern.search(name) for name in names):
             raise SplitError(
                 f"The pattern {pattern.pattern!r} of {label!r} matches no trainable parameter of {_class(model)}. Its "
-                f"names are like {_some(names)}; correct the pattern, or leave it out."
+                f"names are like {_listed(names)}; correct the pattern, or leave it out."
             )
     label_of = {name: next((label for label, pattern in compiled if pattern.search(name)), "") for name in names}
     unmatched = [name for name, label in label_of.items() if not label]
     if unmatched:
         raise SplitError(
-            f"No pattern matches {_some(unmatched)}. Every trainable parameter needs a component: add a label with the "
-            "pattern '.*' at the end for all that is left, or freeze them."
+            f"No pattern matches {_listed(unmatched)}. Every trainable parameter needs a component: add a label with "
+            "the pattern '.*' at the end for all that is left, or freeze them."
         )
     for label in labels:
         if label not in label_of.values():
@@ -408,6 +404,15 @@ def _class(thing: object) -> str:
     return type(thing).__name__
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     """The first three, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# Another splitting is one function (model, n_layer_groups) -> groups, and one row here.
+_SPLITTINGS: dict[str, Callable[[Module, int | None], _Groups]] = {
+    "layer": _by_layer,
+    "projection": lambda model, _: _by_projection(model),
+    "module": lambda model, _: _grouped(model, lambda name, _: name.rpartition(".")[0] or "(root)"),
+    "tensor": lambda model, _: _grouped(model, lambda name, _: name),
+}

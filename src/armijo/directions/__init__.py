@@ -1,1 +1,1 @@
-"""Directions: where a step goes, from the gradient and its moments (layer L2)."""
+"""Directions: where a step goes, from the gradient and its moments."""

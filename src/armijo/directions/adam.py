@@ -1,4 +1,4 @@
-"""Adam's preconditioned direction (layer L2)."""
+"""Adam's preconditioned direction."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from armijo.directions.base import ParameterState, Tensors
+from armijo.directions.base import Direction, ParameterState, Tensors
 from armijo.errors import ConfigurationError
 
-__all__ = ["Adam"]
+__all__ = ["AdamDirection"]
 
 
-@dataclass(frozen=True, slots=True)
-class Adam:
+@dataclass(frozen=True)
+class AdamDirection(Direction):
     """Search along the preconditioned gradient, apply the preconditioned momentum.
 
     With m ← β1·m + (1-β1)·g, v ← β2·v + (1-β2)·g², m̂ = m/(1-β1^t), v̂ = v/(1-β2^t) and P = 1/(√v̂ + ε):
@@ -25,8 +25,8 @@ class Adam:
         d = P·g      to search along, with slope S = Σ g²·P
         u = P·m̂      to apply
 
-    v takes the current gradient in before the search. The momentum stays out of the trial: it belongs to other
-    batches, and is no direction of descent for this one.
+    v includes the current gradient before the search. The momentum stays out of the trial: it belongs to other batches
+    and need not be a direction of descent for this one.
 
     Args:
         betas: (β1, β2), each in [0, 1).
@@ -66,17 +66,17 @@ class Adam:
             "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
         }
 
-    def searched(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
-        """D = P·g from β2·v + (1-β2)·g², in new tensors; the moments are only read."""
+    def search_direction(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
+        """The directions d = P·g from β2·v + (1-β2)·g², in new tensors; the moments are only read."""
         beta2 = group["betas"][1]
         scratch = list(torch._foreach_mul([state["exp_avg_sq"] for state in states], beta2))
         torch._foreach_addcmul_(scratch, grads, grads, 1 - beta2)
-        # "step" counts the steps before this one: the search writes nothing.
+        # "step" does not count this step yet, because the search phase writes nothing.
         _precondition_(scratch, [1 - beta2 ** (float(state["step"]) + 1) for state in states], group["eps"])
         torch._foreach_mul_(scratch, grads)
         return scratch
 
-    def commit(
+    def update(
         self, grads: Tensors, states: list[ParameterState], scratch: Tensors, group: Mapping[str, Any]
     ) -> Tensors:
         """Take g into m and v, and return u = P·m̂ in `scratch`."""

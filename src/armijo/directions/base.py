@@ -1,4 +1,4 @@
-"""What every direction answers (layer L2)."""
+"""What every direction offers."""
 
 from __future__ import annotations
 
@@ -15,37 +15,61 @@ ParameterState = dict[str, Any]
 
 
 class Direction(Protocol):
-    """A direction d to search along and a direction u to apply, w ← w - η·u, for one parameter group at a time.
+    """A direction d to search along and an update u to apply, w ← w - η·u, for one parameter group at a time.
 
-    Both are computed without knowing a step size. `searched` reads the moments and writes none of them, so that a
-    search can be abandoned; `commit` writes them, in place and without allocating.
+    Neither depends on a step size. `search_direction` reads the moments and writes none of them, so that a search can
+    be abandoned; `update` writes them, in place and without allocating.
+
+    Derive from this class to write a direction; `search_direction` and `update` have to be written, and `moments`
+    where there are some.
     """
 
     def defaults(self) -> dict[str, Any]:
-        """The hyperparameters that a parameter group may override, with their values."""
-        ...
+        """The hyperparameters that a parameter group may override, with their values; none by default."""
+        return {}
 
     def validate(self, group: Mapping[str, Any]) -> None:
-        """Raise `ConfigurationError` if the group's hyperparameters or parameters cannot be used."""
-        ...
+        """Raise `ConfigurationError` if the group's hyperparameters cannot be used."""
+        return
 
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Fresh moments of one parameter, all zero, of its shape, dtype and device."""
-        ...
+        """Fresh moments of one parameter, all zero, of its shape, dtype and device; none by default."""
+        return {}
 
-    def searched(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
-        """The directions to search along, one for each gradient; new tensors, or the gradients themselves."""
-        ...
-
-    def commit(
-        self, grads: Tensors, states: list[ParameterState], scratch: Tensors, group: Mapping[str, Any]
-    ) -> Tensors:
-        """Take the gradients into the moments and return the directions to apply.
+    def search_direction(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
+        """The directions d to search along.
 
         Args:
-            grads: the gradients, one for each parameter.
+            grads: the gradients, one for each parameter; not to be changed.
+            states: the parameters' states; not to be changed. "step" counts the steps before this one.
+            group: the parameter group.
+
+        Returns:
+            One direction for each gradient, of its shape: new tensors, or the gradients themselves.
+        """
+        ...
+
+    def update(
+        self, grads: Tensors, states: list[ParameterState], scratch: Tensors, group: Mapping[str, Any]
+    ) -> Tensors:
+        """Take the gradients into the moments and return the updates u to apply.
+
+        Args:
+            grads: the gradients, one for each parameter; not to be changed.
             states: the parameters' states; "step" counts this step already.
-            scratch: what `searched` returned; may be overwritten and returned.
+            scratch: what `search_direction` returned; may be overwritten and returned.
             group: the parameter group.
         """
         ...
+
+    def probes(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
+        """Further vectors v, by name: each search gets ⟨∇f(w), v⟩ in `Line.derivatives`, and may evaluate along them.
+
+        Args:
+            states: the parameters' states; not to be changed.
+            group: the parameter group.
+
+        Returns:
+            For each name one vector for each state; the names are the same for all groups. None by default.
+        """
+        return {}

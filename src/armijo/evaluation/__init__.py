@@ -1,1 +1,1 @@
-"""The loss at the current parameters, evaluated honestly any number of times (layer L2)."""
+"""The loss at the current parameters, evaluated any number of times from the same generators and buffers."""

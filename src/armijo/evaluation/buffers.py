@@ -1,4 +1,4 @@
-"""The buffers of the modules that run in a forward pass (layer L2).
+"""The buffers of the modules that run in a forward pass.
 
 BatchNorm's running statistics, spectral norm's vectors, moving-average codebooks and quantisation observers change in
 every forward. They are copied *before* the forward that meets them, without comparing values and without waiting for

@@ -1,4 +1,4 @@
-"""The loss at the current parameters, as a float, any number of times (layer L2)."""
+"""The loss at the current parameters, as a float, any number of times."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from armijo.evaluation.buffers import Buffers
 from armijo.evaluation.reduction import ALONE, Reduction
 from armijo.evaluation.rng import RandomState
 
-__all__ = ["Closure", "Objective", "Record"]
+__all__ = ["Closure", "Objective", "RecordedForward"]
 
 Closure = Callable[[], torch.Tensor]
 """Returns the scalar loss at the current parameters, and does nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One forward pass that has happened, and all that is needed to repeat it.
+class RecordedForward:
+    """A forward pass that ran, with all that is needed to repeat it.
 
     Args:
         closure: repeats the forward; returns its scalar loss.
@@ -45,18 +45,17 @@ class Record:
 
 
 class Objective:
-    """f = Σ weight·loss over the recorded forward passes (one, in the ordinary case), at the current parameters.
+    """The loss that a step searches over, f = Σ weight·loss of the recorded forward passes (usually one).
 
     Where the model is distributed (DistributedDataParallel, fully_shard), f is the mean over the ranks: each calls
     `step`, and so every method that evaluates, equally often.
 
-    One Objective serves one step. An optimizer builds one from a closure. Whoever owns the backward pass builds it
-    instead and calls `optimizer.step(objective)`: with gradient accumulation, a `GradScaler`, clipping, Accelerate.
+    One Objective serves one step. An optimizer builds one from a closure. If your loop runs the backward pass itself,
+    for gradient accumulation, a `GradScaler`, clipping or Accelerate, build it and call `optimizer.step(objective)`.
 
     Args:
         modules: the modules whose buffers a forward may change. By default they are found: those whose forward runs.
-        process_group: the ranks over which the loss is a mean. By default it is that of the wrapped model, if it is
-            one.
+        process_group: the ranks over which the loss is a mean. By default that of the wrapped model, if it is wrapped.
 
     Examples:
         >>> import armijo
@@ -73,30 +72,30 @@ class Objective:
 
     def __init__(self, modules: Iterable[Module] | None = None, *, process_group: Any = None) -> None:
         self._modules = None if modules is None else tuple(modules)
-        self._given = None if process_group is None else (process_group,)
-        self.reduction = ALONE if self._given is None else Reduction(self._given)
+        self._groups = None if process_group is None else (process_group,)
+        self.reduction = ALONE if self._groups is None else Reduction(self._groups)
         """Over which ranks the loss is a mean."""
-        self._records: list[Record] = []
+        self._forwards: list[RecordedForward] = []
         self._after: tuple[RandomState, list[Buffers]] | None = None
         self._value: float | None = None
-        self._spent = False
+        self._closed = False
         self.evaluations = 0
         """Forward passes so far, those of the baseline included."""
 
     @classmethod
-    def recorded(cls, records: Sequence[Record], *, process_group: Any = None) -> Objective:
-        """The objective of forward passes that somebody else ran, with gradients, and recorded."""
+    def from_forwards(cls, forwards: Sequence[RecordedForward], *, process_group: Any = None) -> Objective:
+        """The objective of forward passes that ran before, with gradients, and were recorded."""
         objective = cls(process_group=process_group)
-        objective._records.extend(records)
-        objective.evaluations = len(objective._records)
-        for record in records:
-            objective._look_for_ranks(record.buffers)
+        objective._forwards.extend(forwards)
+        objective.evaluations = len(objective._forwards)
+        for forward in forwards:
+            objective._find_ranks(forward.buffers)
         return objective
 
     @property
-    def records(self) -> tuple[Record, ...]:
-        """The forwards recorded so far, for instance to give them other weights: `Objective.recorded`."""
-        return tuple(self._records)
+    def recorded_forwards(self) -> tuple[RecordedForward, ...]:
+        """The forwards recorded so far, for instance to give them other weights: `Objective.from_forwards`."""
+        return tuple(self._forwards)
 
     def baseline(self, closure: Closure, weight: float = 1.0) -> torch.Tensor:
         """Run one forward with gradients, record it, and return the closure's own tensor.
@@ -113,32 +112,32 @@ class Objective:
                 Objective has served a step already. Generators and buffers are then as before the call, as they are
                 when the closure raises.
         """
-        self._check_fresh()
+        self._check_open()
         random, buffers = RandomState.capture(), Buffers()
         try:
             with buffers.watching(self._modules), torch.enable_grad(), _one_kernel():
                 loss = closure()
             _check_loss(loss, graph=True)
-            self._look_for_ranks(buffers)
+            self._find_ranks(buffers)
         except BaseException:
             buffers.restore()
             random.restore()
             raise
         # A copy: a compiled or hand-written forward may use one tensor for all its results.
-        self._records.append(Record(closure, loss.detach().clone(), random, buffers, weight, ref(loss)))
+        self._forwards.append(RecordedForward(closure, loss.detach().clone(), random, buffers, weight, ref(loss)))
         self._value = None
         self.evaluations += 1
         return loss
 
     def loss(self) -> torch.Tensor:
         """The objective at the start of the step, Σ weight·loss: detached, shape (), of the closures' dtype."""
-        self._check_fresh()
-        if not self._records:
+        self._check_open()
+        if not self._forwards:
             raise ClosureContractError(
                 "This Objective has recorded no forward pass, so there is no loss to search from; call "
                 "objective.baseline(closure) at least once before optimizer.step(objective)."
             )
-        first, *others = (record.loss.detach() * record.weight for record in self._records)
+        first, *others = (forward.loss.detach() * forward.weight for forward in self._forwards)
         return sum(others, first)
 
     def value(self) -> float:
@@ -148,11 +147,11 @@ class Objective:
             RankError: Another rank has failed.
         """
         if self._value is None:
-            (self._value,) = self.together(lambda: [self._recorded_value()])
+            (self._value,) = self.mean_over_ranks(lambda: [self._recorded_value()])
         return self._value
 
-    def together(self, compute: Callable[[], Sequence[float]], size: int = 1) -> list[float]:
-        """The mean over the ranks of the numbers that each computes; what fails on one rank raises on all.
+    def mean_over_ranks(self, compute: Callable[[], Sequence[float]], size: int = 1) -> list[float]:
+        """The mean over the ranks of the numbers that each computes; a failure on one rank raises on all.
 
         Args:
             compute: computes them on this rank.
@@ -169,8 +168,8 @@ class Objective:
             error = raised
         return self.reduction.mean(numbers, error)
 
-    def agreed(self, forward: Closure) -> torch.Tensor:
-        """The result of a forward, once every rank's forward has ended well: the backward pass would wait for it.
+    def forward_on_all_ranks(self, forward: Closure) -> torch.Tensor:
+        """Run a forward and return its loss once every rank has done so; the backward pass would wait for a failed one.
 
         Raises:
             RankError: Another rank has failed.
@@ -182,28 +181,28 @@ class Objective:
             # Alone there is nothing to tell, and to fetch the loss now would be a wait before the backward pass.
             return [self._recorded_value()] if self.reduction.groups else [math.nan]
 
-        (value,) = self.together(compute)
+        (value,) = self.mean_over_ranks(compute)
         self._value = value if self.reduction.groups else None
         return losses[0]
 
     def _recorded_value(self) -> float:
-        return sum(record.weight * float(record.loss) for record in self._records)
+        return sum(forward.weight * float(forward.loss) for forward in self._forwards)
 
-    def _look_for_ranks(self, buffers: Buffers) -> None:
-        found = Reduction.found(buffers.modules, self._given)
+    def _find_ranks(self, buffers: Buffers) -> None:
+        found = Reduction.of_modules(buffers.modules, self._groups)
         if found.groups:
             self.reduction = found
 
     def resolution(self) -> float:
         """u·|f|: the least difference that the coarsest of the losses' number formats can show near the objective."""
-        roundoff = max(torch.finfo(record.loss.dtype).eps / 2 for record in self._records)
+        roundoff = max(torch.finfo(forward.loss.dtype).eps / 2 for forward in self._forwards)
         return roundoff * abs(self.value())
 
     def trial(self, through: Callable[[Closure], Closure] = lambda closure: closure) -> float:
         """The objective at the current parameters: the recorded forwards again, from the same masks and buffers.
 
         Args:
-            through: what each recorded closure is called through, for instance to let Ctrl-C reach it.
+            through: wraps each recorded closure before it is called, for instance so that Ctrl-C can interrupt it.
 
         Returns:
             Σ weight·loss, the mean over the ranks, or `inf` where that is not finite.
@@ -212,19 +211,19 @@ class Objective:
             ClosureContractError: if a closure no longer returns a scalar tensor, or one that was computed before.
             RankError: Another rank has failed.
         """
-        (total,) = self.together(lambda: [self.own_trial(through)])
+        (total,) = self.mean_over_ranks(lambda: [self.local_trial(through)])
         return total if math.isfinite(total) else math.inf
 
     @torch.no_grad()
-    def own_trial(self, through: Callable[[Closure], Closure] = lambda closure: closure) -> float:
-        """What this rank alone adds to `trial`; it may not be finite."""
+    def local_trial(self, through: Callable[[Closure], Closure] = lambda closure: closure) -> float:
+        """This rank's own trial loss; it may not be finite."""
         if self._after is None:
-            self._after = (RandomState.capture(), [record.buffers.current() for record in self._records])
+            self._after = (RandomState.capture(), [forward.buffers.current() for forward in self._forwards])
         total = 0.0
         try:
-            for record in self._records:
-                record.buffers.restore()
-                record.random.restore()
+            for forward in self._forwards:
+                forward.buffers.restore()
+                forward.random.restore()
                 # Autocast keeps its low-precision copy of each weight until the outermost region ends; a trial inside
                 # such a region would be judged with the weights from before the move. Likewise a sharded model's
                 # gathered parameters.
@@ -232,15 +231,15 @@ class Objective:
                 self.reduction.reshard()
                 self.evaluations += 1
                 with _one_kernel():
-                    loss = through(record.closure)()
+                    loss = through(forward.closure)()
                 _check_loss(loss, graph=False)
-                if loss is record.returned() and loss.grad_fn is not None:
+                if loss is forward.returned() and loss.grad_fn is not None:
                     raise ClosureContractError(
                         "The closure returned a loss that was computed before, outside of it, and stays the same "
                         "wherever the parameters are. Compute it in the closure: optimizer.step(lambda: "
                         "criterion(model(inputs), labels))."
                     )
-                total += record.weight * float(loss)
+                total += forward.weight * float(loss)
         finally:
             # The copies made here know no graph; the next training forward must not find them.
             torch.clear_autocast_cache()
@@ -248,18 +247,18 @@ class Objective:
         return total
 
     def close(self) -> None:
-        """The step is taken: the recorded losses belong to parameters that are no more."""
-        self._spent = True
+        """End the step: the recorded losses belong to parameters that have changed."""
+        self._closed = True
 
-    def _check_fresh(self) -> None:
-        if self._spent:
+    def _check_open(self) -> None:
+        if self._closed:
             raise ClosureContractError(
                 "This Objective has served a step already, and what it recorded belongs to the parameters from before "
                 "that step. Build a new armijo.Objective() for each step."
             )
 
-    def settle(self) -> None:
-        """Leave generators and buffers as the baseline left them."""
+    def restore_after_baseline(self) -> None:
+        """Put generators and buffers where the baseline left them."""
         if self._after is not None:
             random, buffers = self._after
             for copies in buffers:
@@ -267,13 +266,13 @@ class Objective:
             random.restore()
             self._after = None
 
-    def rewind(self, *, generators: bool = True) -> None:
-        """Put buffers, and the generators unless told otherwise, back to where they were before the first forward."""
-        self.settle()
-        for record in reversed(self._records):
-            record.buffers.restore()
-        if generators and self._records:
-            self._records[0].random.restore()
+    def restore_before_baseline(self, *, generators: bool = True) -> None:
+        """Put buffers, and generators if wanted, back to where they were before the first forward."""
+        self.restore_after_baseline()
+        for forward in reversed(self._forwards):
+            forward.buffers.restore()
+        if generators and self._forwards:
+            self._forwards[0].random.restore()
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""One decision on all ranks: numbers averaged over the replicas, and failures shared (layer L2).
+"""One decision on all ranks: numbers averaged over the replicas, and failures shared.
 
-Ranks that compare their own losses take different decisions, and then differ for good or wait for each other for ever.
-So every number that a search compares is the mean over the ranks, in one collective with a flag that says whether the
-rank has failed.
+Ranks that compare their own losses take different decisions; then they diverge, or wait for each other forever. So
+every number that a search compares is the mean over the ranks, reduced together with a flag that says whether the rank
+has failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from armijo.errors import ConfigurationError, RankError
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["ALONE", "Reduction", "aligned", "local", "shards"]
+__all__ = ["ALONE", "Reduction", "align_gradient", "count_shards", "local_shard"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Reduction:
     sharded: tuple[Any, ...] = ()
 
     @classmethod
-    def found(cls, modules: Iterable[Module], given: tuple[Any, ...] | None = None) -> Reduction:
-        """What wrapped modules say: the process group of DistributedDataParallel, or the mesh of sharded parameters.
+    def of_modules(cls, modules: Iterable[Module], given: tuple[Any, ...] | None = None) -> Reduction:
+        """Read the process group off wrapped modules: DistributedDataParallel's, or the mesh of sharded parameters.
 
         Args:
             modules: every module that runs in the forward.
-            given: the groups, where somebody has named them.
+            given: the process groups, if the user named them.
 
         Raises:
             ConfigurationError: They disagree, or are wrapped in a way that shards parameters out of sight.
@@ -135,35 +135,35 @@ class Reduction:
 
 
 ALONE = Reduction()
-"""No other rank has a say."""
+"""Only this rank's loss counts."""
 
 
-def shards(tensor: torch.Tensor) -> int:
-    """In how many parts a tensor lies on the ranks: 1 if each has all of it."""
+def count_shards(tensor: torch.Tensor) -> int:
+    """The number of shards of a tensor over the ranks: 1 if each rank has all of it."""
     parts = 1
-    if (spread := _spread(tensor)) is not None:
+    if (spread := _as_dtensor(tensor)) is not None:
         for size, placement in zip(spread.device_mesh.shape, spread.placements, strict=True):
             parts *= size if placement.is_shard() else 1
     return parts
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor."""
-    spread = _spread(tensor)
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a tensor; the tensor itself if it is not sharded."""
+    spread = _as_dtensor(tensor)
     return tensor if spread is None else spread.to_local()
 
 
-def aligned(grad: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A gradient, placed on the ranks as its parameter is: tensor parallelism leaves some of them as partial sums."""
-    spread, like = _spread(grad), _spread(parameter)
+def align_gradient(grad: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A gradient, placed on the ranks as its parameter is; tensor parallelism leaves some as partial sums."""
+    spread, like = _as_dtensor(grad), _as_dtensor(parameter)
     if spread is None or like is None or spread.placements == like.placements:
         return grad
     return spread.redistribute(placements=like.placements)
 
 
-def _spread(tensor: torch.Tensor) -> DTensor | None:
-    """The tensor, if it lies on several ranks."""
-    # Asked of every tensor at every step; a plain tensor or parameter says at once that it is none.
+def _as_dtensor(tensor: torch.Tensor) -> DTensor | None:
+    """The tensor, if it is distributed."""
+    # Called for every tensor at every step, so plain tensors and parameters leave at once.
     if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not distributed.is_available():
         return None
     from torch.distributed.tensor import DTensor

@@ -1,4 +1,4 @@
-"""The random number generators that a forward pass may draw from (layer L2)."""
+"""The random number generators that a forward pass may draw from."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where people already train: each module needs the framework that it is called after (layer L4)."""
+"""Where people already train: each module needs the framework that it is called after."""

@@ -1,4 +1,4 @@
-"""Lightning, in automatic and in manual optimisation (layer L4; needs lightning).
+"""Lightning, in automatic and in manual optimisation; needs lightning.
 
 Lightning's closure runs `training_step`, `zero_grad` and `backward` in one. Here it is run once, for the gradients, and
 each `training_step` in it is recorded as it happens; trials run the recorded ones again, forward only. They go the way
@@ -29,9 +29,9 @@ from armijo.evaluation.buffers import Buffers
 from armijo.evaluation.objective import Closure
 from armijo.evaluation.rng import RandomState
 from armijo.integrations.recording import Window, copied
+from armijo.observers.report import StepReport
 from armijo.optimizer import LineSearch
-from armijo.report import StepReport
-from armijo.search.records import Status
+from armijo.search.values import Status
 
 __all__ = ["ArmijoMixin", "StepSizeLogger"]
 

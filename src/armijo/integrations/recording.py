@@ -1,4 +1,4 @@
-"""The forwards of an update, recorded where a framework runs them, for a search over the same loss (layer L4)."""
+"""The forwards of an update, recorded where a framework runs them, for a search over the same loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from armijo.evaluation.objective import Closure, Objective, Record
+from armijo.evaluation.objective import Closure, Objective, RecordedForward
 
 __all__ = ["Window", "copied"]
 
@@ -19,7 +19,7 @@ __all__ = ["Window", "copied"]
 class _Forward:
     """A forward pass, and the factor with which its loss has entered the backward pass, once it has."""
 
-    record: Record
+    record: RecordedForward
     factor: Tensor | None = None
 
 
@@ -43,7 +43,7 @@ class Window:
         """Run a forward with gradients; its loss, for the backward pass of the framework."""
         recorder = Objective(self._modules)
         loss = recorder.baseline(closure)
-        forward = _Forward(recorder.records[0])
+        forward = _Forward(recorder.recorded_forwards[0])
 
         def look(grad: Tensor) -> None:
             # Whatever divides the loss afterwards, for accumulation or a GradScaler, is in its gradient.
@@ -66,7 +66,7 @@ class Window:
         Args:
             scale: by which a GradScaler multiplied it.
         """
-        return Objective.recorded(
+        return Objective.from_forwards(
             [
                 replace(forward.record, weight=float(forward.factor) / scale)
                 for forward in self._forwards

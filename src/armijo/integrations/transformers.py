@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer, and every trainer that derives from it (layer L4; needs transformers).
+"""The Hugging Face Trainer, and every trainer that derives from it; needs transformers.
 
 The Trainer calls `optimizer.step()` bare. Here each update's forwards are recorded as they happen, and the recorded
 objective is handed to the bare `step()`: no forward is repeated, and gradient accumulation, mixed precision, label
@@ -26,10 +26,10 @@ from armijo.errors import ConfigurationError
 from armijo.evaluation.buffers import Buffers
 from armijo.evaluation.rng import RandomState
 from armijo.integrations.recording import Window, copied
+from armijo.observers.report import StepReport
 from armijo.optimizer import LineSearch
 from armijo.recipes import PLASLS, AdamSLS
-from armijo.report import StepReport
-from armijo.search.records import Status
+from armijo.search.values import Status
 
 __all__ = ["ArmijoMixin", "ArmijoTrainer", "attach", "line_search"]
 
@@ -41,7 +41,7 @@ By = str | Mapping[str, Any] | Callable[[str, torch.nn.Parameter], str]
 
 
 def line_search(
-    optimizer: type[LineSearch] = AdamSLS, *, by: By | None = None, n_groups: int | None = None, **options: Any
+    optimizer: type[LineSearch] = AdamSLS, *, by: By | None = None, n_layer_groups: int | None = None, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
     """What a trainer takes as `optimizer_cls_and_kwargs`: a factory that builds the optimizer over the trainer's model.
 
@@ -49,7 +49,7 @@ def line_search(
         optimizer: `armijo.AdamSLS`, `armijo.PLASLS`, `armijo.SGDSLS`, one of `armijo.paper`, or a class of your own.
         by: how to split the model into components, as `armijo.split` takes it. By default one component, for PLASLS
             `"layer"`.
-        n_groups: how many groups of layers, for `by="layer"`.
+        n_layer_groups: how many groups of layers, for `by="layer"`.
         options: further arguments of the optimizer, for instance `c=0.3`. Without `weight_decay` it is the
             trainer's, which spares biases and norms.
 
@@ -59,10 +59,10 @@ def line_search(
     Examples:
         >>> import armijo
         >>> from armijo.integrations.transformers import line_search
-        >>> choice = line_search(armijo.PLASLS, by="layer", n_groups=4)
+        >>> choice = line_search(armijo.PLASLS, by="layer", n_layer_groups=4)
         >>> # trainer = ArmijoTrainer(model, args, train_dataset=rows, optimizer_cls_and_kwargs=choice)
     """
-    return _Factory, {"optimizer": optimizer, "by": by, "n_groups": n_groups, "options": options}
+    return _Factory, {"optimizer": optimizer, "by": by, "n_layer_groups": n_layer_groups, "options": options}
 
 
 class _Factory:
@@ -74,7 +74,7 @@ class _Factory:
         *,
         optimizer: type[LineSearch],
         by: By | None,
-        n_groups: int | None,
+        n_layer_groups: int | None,
         options: Mapping[str, Any],
         undecayed: frozenset[str] = frozenset(),
     ) -> LineSearch:
@@ -83,7 +83,7 @@ class _Factory:
         if by is None:
             groups = [{"params": [p for p in model.parameters() if p.requires_grad], "component": "all"}]
         else:
-            groups = split(model, by=by, n_groups=n_groups)
+            groups = split(model, by=by, n_layer_groups=n_layer_groups)
         if undecayed:
             spared = {id(p) for name, p in model.named_parameters() if name in undecayed}
             groups = [part for group in groups for part in _apart(group, spared)]

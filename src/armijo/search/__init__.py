@@ -1,1 +1,1 @@
-"""Decisions about one line: pure Python on floats, without torch (layer L1)."""
+"""Decisions about one line: pure Python on floats, without torch."""

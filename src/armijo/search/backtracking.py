@@ -1,36 +1,26 @@
-"""Searches: which step size to try next, and when to stop (layer L1: pure Python on floats).
-
-A search is *given* `evaluate`; it never sees a model. What it could not find it says by a status.
-"""
+"""Backtracking searches, and the fixed step size."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from armijo.errors import ConfigurationError
-from armijo.search.criteria import Criterion
-from armijo.search.records import Evaluate, Line, Outcome, Status, Trial
+from armijo.search.base import CriterionSearch, Search, failed_outcome
+from armijo.search.memory import Memory
+from armijo.search.values import Evaluate, Line, Outcome, Status
 
-__all__ = ["Backtracking", "FixedStep", "PaperBacktracking", "Search"]
-
-
-class Search(Protocol):
-    """Finds a step size on one line."""
-
-    def search(self, line: Line, first: float, evaluate: Evaluate, criterion: Criterion) -> Outcome:
-        """Search along `line`, starting at the step size `first` > 0; `evaluate` is called once for each trial."""
-        ...
+__all__ = ["Backtracking", "FixedStep", "PaperBacktracking"]
 
 
-@dataclass(frozen=True, slots=True)
-class FixedStep:
+@dataclass(frozen=True)
+class FixedStep(Search):
     """The trivial search: always the same step size, nothing evaluated.
 
-    With it a direction is the ordinary optimizer: `LineSearch(params, direction=Adam(), search=FixedStep(1e-3))`
-    takes the steps of `torch.optim.Adam(params, lr=1e-3)`. It is the step size of the component that brings the largest
-    along; others keep their ratio to it, so leave "step_size" and "max_step_size" of the groups alone.
+    With it a direction is the ordinary optimizer: `LineSearch(params, direction=AdamDirection(),
+    search=FixedStep(1e-3))` takes the steps of `torch.optim.Adam(params, lr=1e-3)`. A group with a smaller
+    `max_step_size` moves with that.
 
     Args:
         step_size: η > 0, finite.
@@ -45,14 +35,35 @@ class FixedStep:
         if not 0 < self.step_size < math.inf:
             raise ConfigurationError(f"The fixed step size is {self.step_size}; it must be a positive number.")
 
-    def search(self, line: Line, first: float, evaluate: Evaluate, criterion: Criterion) -> Outcome:
-        """The fixed step size, unsearched."""
-        return Outcome(self.step_size, Status.UNSEARCHED)
+    def initial_step_size(self) -> float:
+        """η."""
+        return self.step_size
+
+    def first_step_size(self, step_size: float, line: Line, memory: Memory) -> float:
+        """η, whatever the component used before."""
+        return self.step_size
+
+    def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
+        """η, unsearched."""
+        return Outcome(first, Status.UNSEARCHED)
 
 
-@dataclass(frozen=True, slots=True)
-class Backtracking:
-    """Backtracking that is short from anywhere, and that moves nothing when it finds nothing.
+@dataclass(frozen=True)
+class _Contraction(CriterionSearch):
+    shrink: float = 0.9
+    max_trials: int = 25
+
+    def __post_init__(self) -> None:
+        CriterionSearch.__post_init__(self)
+        if not 0 < self.shrink < 1:
+            raise ConfigurationError(f"shrink is {self.shrink}; a contraction needs 0 < shrink < 1, for instance 0.9.")
+        if self.max_trials < 1:
+            raise ConfigurationError(f"max_trials is {self.max_trials}; a search needs at least one trial.")
+
+
+@dataclass(frozen=True)
+class Backtracking(_Contraction):
+    """Backtracking that takes few trials from any first step size, and moves nothing if it finds nothing.
 
     The j-th failure contracts by shrink^j, so that m failures cover a factor shrink^(m(m+1)/2): two decades take
     9 trials and four take 13, where contracting by shrink = 0.9 each time takes 44 and 88. A first failure contracts
@@ -66,101 +77,82 @@ class Backtracking:
     η = 0 tells a line without a decrease (`exhausted`) from a loss that does not repeat itself (`nondeterministic`).
 
     Args:
+        criterion: which trials suffice.
+        guess: where each search starts.
         shrink: the first contraction, 0 < shrink < 1.
         max_trials: the most trials before giving up, ≥ 1. 25 trials cover 13 decades at shrink = 0.9.
-        least_slope: a line with a smaller slope S, or with a loss of exactly 0, is not searched.
+        least_slope: see `CriterionSearch`.
 
     Raises:
-        ConfigurationError: if an argument is out of its range.
+        ConfigurationError: if an argument is out of its range, or the criterion is two-sided.
 
     Examples:
         >>> from armijo.search.criteria import Armijo
-        >>> quadratic = lambda step_size: 0.5 * (1 - 1000 * step_size) ** 2
-        >>> outcome = Backtracking().search(Line(0.5, 1000.0), 0.1, quadratic, Armijo(0.1))
-        >>> outcome.status, outcome.trials, outcome.step_size < 2 * 0.9 / 1000
+        >>> tried = []
+        >>> def quadratic(step_size):
+        ...     tried.append(step_size)
+        ...     return 0.5 * (1 - 1000 * step_size) ** 2
+        >>> outcome = Backtracking(Armijo(0.1)).search(Line(0.5, 1000.0), 0.1, quadratic, {})
+        >>> outcome.status, len(tried), outcome.step_size < 2 * 0.9 / 1000
         (<Status.ACCEPTED: 'accepted'>, 12, True)
     """
 
-    shrink: float = 0.9
-    max_trials: int = 25
-    least_slope: float = 1e-8
-
-    def __post_init__(self) -> None:
-        _check_shrink(self.shrink, self.max_trials)
-
-    def search(self, line: Line, first: float, evaluate: Evaluate, criterion: Criterion) -> Outcome:
+    def find(self, line: Line, first: float, evaluate: Evaluate, violation: Callable[[float, float], float]) -> Outcome:
         """Contract until the criterion is met, then tighten a wide bracket."""
-        if _nothing_to_search(line, self.least_slope):
-            return Outcome(first, Status.SKIPPED)
         step_size, rejected, trials = first, first, 0
         while True:
             loss = evaluate(step_size)
             trials += 1
-            if criterion.violation(line, Trial(step_size, loss)) == 0:
+            if violation(step_size, loss) == 0:
                 break
             rejected, step_size = step_size, step_size * self.shrink**trials
             if trials == self.max_trials or step_size * line.slope < line.resolution:
-                # Masks and buffers are rewound, so the loss repeats f(w), but for the last bits of a few kernels
-                # (LSTM on the CPU, sums in no fixed order on a GPU).
-                repeats = abs(evaluate(0.0) - line.loss) <= 16 * line.resolution
-                status = Status.EXHAUSTED if repeats else Status.NONDETERMINISTIC
-                return Outcome(0.0, status, trials + 1)
+                return failed_outcome(line, evaluate)
         tightest = self.shrink**3
         while step_size < tightest * rejected and trials < self.max_trials:
             middle = math.sqrt(step_size * rejected)
             middle_loss = evaluate(middle)
             trials += 1
-            if criterion.violation(line, Trial(middle, middle_loss)) == 0:
+            if violation(middle, middle_loss) == 0:
                 step_size, loss = middle, middle_loss
             else:
                 rejected = middle
-        return Outcome(step_size, Status.ACCEPTED, trials, loss)
+        return Outcome(step_size, Status.ACCEPTED, loss)
 
 
-@dataclass(frozen=True, slots=True)
-class PaperBacktracking:
+@dataclass(frozen=True)
+class PaperBacktracking(_Contraction):
     """The paper's backtracking: η ← shrink·η after each failure.
 
-    After the `max_trials`-th failure the step is taken with first·shrink^max_trials, itself untried.
+    After the `max_trials`-th failure the step is taken with first·shrink^max_trials, itself untried. The step size
+    grows at every step, also where the slope vanishes.
 
     Args:
+        criterion: which trials suffice.
+        guess: where each search starts.
         shrink: the contraction, 0 < shrink < 1.
         max_trials: the most trials, ≥ 1.
         least_slope: a line with a smaller slope S, or with a loss of exactly 0, is not searched; its step size is used.
 
     Raises:
-        ConfigurationError: if an argument is out of its range.
+        ConfigurationError: if an argument is out of its range, or the criterion is two-sided.
 
     Source:
         arXiv 2403.18506, section III; the constants of its released code.
     """
 
-    shrink: float = 0.9
     max_trials: int = 100
-    least_slope: float = 1e-8
 
-    def __post_init__(self) -> None:
-        _check_shrink(self.shrink, self.max_trials)
+    def first_step_size(self, step_size: float, line: Line, memory: Memory) -> float:
+        """The guess's, whatever the slope."""
+        return self.guess.next(step_size, line, memory)
 
-    def search(self, line: Line, first: float, evaluate: Evaluate, criterion: Criterion) -> Outcome:
+    def find(self, line: Line, first: float, evaluate: Evaluate, violation: Callable[[float, float], float]) -> Outcome:
         """Contract by the same factor until the criterion is met or the trials are used up."""
-        if _nothing_to_search(line, self.least_slope):
-            return Outcome(first, Status.SKIPPED)
         step_size = first
-        for trials in range(1, self.max_trials + 1):
+        for _ in range(self.max_trials):
             loss = evaluate(step_size)
-            if criterion.violation(line, Trial(step_size, loss)) == 0:
-                return Outcome(step_size, Status.ACCEPTED, trials, loss)
+            if violation(step_size, loss) == 0:
+                return Outcome(step_size, Status.ACCEPTED, loss)
             step_size *= self.shrink
-        return Outcome(step_size, Status.EXHAUSTED, self.max_trials)
-
-
-def _nothing_to_search(line: Line, least_slope: float) -> bool:
-    return line.loss == 0 or line.slope < least_slope
-
-
-def _check_shrink(shrink: float, max_trials: int) -> None:
-    if not 0 < shrink < 1:
-        raise ConfigurationError(f"shrink is {shrink}; a contraction needs 0 < shrink < 1, for instance 0.9.")
-    if max_trials < 1:
-        raise ConfigurationError(f"max_trials is {max_trials}; a search needs at least one trial.")
+        return Outcome(step_size, Status.EXHAUSTED)

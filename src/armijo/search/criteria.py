@@ -1,27 +1,52 @@
-"""Criteria: does a trial suffice? (layer L1: pure Python on floats)."""
+"""Criteria: does a trial suffice?"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from armijo.errors import ConfigurationError
-from armijo.search.records import Line, Trial
+from armijo.search.memory import Memory
+from armijo.search.values import Line, Trial
 
-__all__ = ["Armijo", "Criterion"]
+__all__ = ["Armijo", "Criterion", "Goldstein"]
 
 
 class Criterion(Protocol):
-    """Judges a trial by a number instead of a verdict, so that near misses can be told from disasters."""
+    """Judges a trial by a number instead of a verdict, so that near misses can be told from disasters.
 
-    def violation(self, line: Line, trial: Trial) -> float:
-        """How far the trial is from sufficing: 0 if it does, positive if not, `inf` if the loss is NaN."""
+    Derive from this class to write a criterion; only `violation` has to be written.
+    """
+
+    two_sided: ClassVar[bool] = False
+    """Whether `violation` may be negative (the step is too short). Searches that only shrink refuse such criteria."""
+
+    def defaults(self) -> Memory:
+        """The numbers that the criterion remembers from step to step, with their first values; none by default."""
+        return {}
+
+    def violation(self, line: Line, trial: Trial, memory: Memory) -> float:
+        """How far the trial is from sufficing, in units of the loss.
+
+        Returns:
+            0 if the trial suffices, > 0 if the step is too long, < 0 if it is too short. `inf` if the loss is NaN.
+        """
         ...
 
+    def remember(self, line: Line, trial: Trial | None, memory: Memory) -> None:
+        """Called once after each search; may write to `memory`.
 
-@dataclass(frozen=True, slots=True)
-class Armijo:
+        Args:
+            line: the line that was searched.
+            trial: the accepted trial, or None if the search found nothing.
+            memory: the values of `defaults()`.
+        """
+        return
+
+
+@dataclass(frozen=True)
+class Armijo(Criterion):
     """The sufficient decrease condition f(w - η·d) ≤ f(w) - c·η·S.
 
     On a quadratic with curvature κ along d it accepts every η ≤ 2·(1-c)·S/κ; c = ½ is the line's minimum.
@@ -36,7 +61,7 @@ class Armijo:
         L. Armijo, Minimization of functions having Lipschitz continuous first partial derivatives, 1966.
 
     Examples:
-        >>> Armijo(c=0.5).violation(Line(loss=1.0, slope=2.0), Trial(step_size=0.5, loss=0.75))
+        >>> Armijo(c=0.5).violation(Line(loss=1.0, slope=2.0), Trial(step_size=0.5, loss=0.75), {})
         0.25
     """
 
@@ -46,7 +71,45 @@ class Armijo:
         if not 0 < self.c < 1:
             raise ConfigurationError(f"c is {self.c}; sufficient decrease needs 0 < c < 1, for instance c=0.1.")
 
-    def violation(self, line: Line, trial: Trial) -> float:
-        """max(0, f(w - η·d) - (f(w) - c·η·S)), in units of the loss; NaN becomes `inf`."""
+    def violation(self, line: Line, trial: Trial, memory: Memory) -> float:
+        """max(0, f(w - η·d) - (f(w) - c·η·S)); NaN becomes `inf`."""
         excess = trial.loss - (line.loss - self.c * trial.step_size * line.slope)
         return math.inf if math.isnan(excess) else max(0.0, excess)
+
+
+@dataclass(frozen=True)
+class Goldstein(Criterion):
+    """Sufficient decrease with a lower bound for the step: f - (1-c)·η·S ≤ f(w - η·d) ≤ f - c·η·S.
+
+    On a quadratic with curvature κ along d it accepts 2·c·S/κ ≤ η ≤ 2·(1-c)·S/κ. It needs a search that can lengthen
+    a step, such as `Bracketing`.
+
+    Args:
+        c: 0 < c < ½.
+
+    Raises:
+        ConfigurationError: if c lies outside (0, ½).
+
+    Source:
+        A. A. Goldstein, On steepest descent, 1965.
+
+    Examples:
+        >>> Goldstein(c=0.25).violation(Line(loss=1.0, slope=1.0), Trial(step_size=0.5, loss=0.5), {})
+        -0.125
+    """
+
+    two_sided: ClassVar[bool] = True
+    c: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.c < 0.5:
+            raise ConfigurationError(f"c is {self.c}; Goldstein's condition needs 0 < c < 0.5, for instance c=0.25.")
+
+    def violation(self, line: Line, trial: Trial, memory: Memory) -> float:
+        """The distance to the nearer bound, > 0 above the upper and < 0 below the lower one; NaN becomes `inf`."""
+        promised = trial.step_size * line.slope
+        above = trial.loss - (line.loss - self.c * promised)
+        below = trial.loss - (line.loss - (1 - self.c) * promised)
+        if math.isnan(above) or math.isnan(below):
+            return math.inf
+        return max(0.0, above) + min(0.0, below)

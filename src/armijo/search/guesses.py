@@ -1,4 +1,4 @@
-"""Guesses: where the next search starts (layer L1: pure Python on floats)."""
+"""Guesses: where the next search starts."""
 
 from __future__ import annotations
 
@@ -7,33 +7,48 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from armijo.errors import ConfigurationError
-from armijo.search.records import Line
+from armijo.search.memory import Memory
+from armijo.search.values import Line, Trial
 
 __all__ = ["Growth", "Guess"]
 
 
 class Guess(Protocol):
-    """From the last step size of a component to the one its next search tries first."""
+    """From the last step size of a component to the one that its next search tries first.
 
-    @property
-    def initial(self) -> float:
+    Derive from this class to write a guess; only `initial_step_size` and `next` have to be written.
+    """
+
+    def initial_step_size(self) -> float:
         """The step size of a component that has made no step yet, > 0."""
         ...
 
-    def next(self, step_size: float, line: Line) -> float:
-        """The first step size to try (> 0), from the last one used and the component's own line."""
+    def defaults(self) -> Memory:
+        """The numbers that the guess remembers for each component, with their first values; none by default."""
+        return {}
+
+    def next(self, step_size: float, line: Line, memory: Memory) -> float:
+        """The first step size to try, > 0 and finite. Called for each component at each step, searched or not.
+
+        Args:
+            step_size: η as the component last used it, > 0.
+            line: the component's own line.
+            memory: the values of `defaults()`; may be written to.
+        """
         ...
 
+    def remember(self, line: Line, trial: Trial | None, memory: Memory) -> None:
+        """Called once after each search; see `Criterion.remember`."""
+        return
 
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """η ← η·factor at every step, searched or not, so that a step size can recover from a hard batch.
+
+@dataclass(frozen=True)
+class Growth(Guess):
+    """η ← η·factor, so that a step size can recover from a hard batch.
 
     Args:
         initial: the first step size, > 0 and finite.
         factor: growth per step, ≥ 1. 2^(1/500) doubles in 500 steps.
-        least_slope: where the component's slope S lies below this, η stays as it is: nothing is searched there, so
-            nothing would bound the growth. 0 lets it always grow, as the paper does.
 
     Raises:
         ConfigurationError: if an argument is out of its range.
@@ -42,13 +57,12 @@ class Growth:
         arXiv 1905.09997 (reset option 2), with the constant of arXiv 2403.18506.
 
     Examples:
-        >>> Growth(factor=2.0).next(0.25, Line(loss=1.0, slope=1.0))
+        >>> Growth(factor=2.0).next(0.25, Line(loss=1.0, slope=1.0), {})
         0.5
     """
 
     initial: float = 0.1
     factor: float = 2 ** (1 / 500)
-    least_slope: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.initial < math.inf:
@@ -58,6 +72,10 @@ class Growth:
         if not 1 <= self.factor < math.inf:
             raise ConfigurationError(f"The growth factor is {self.factor}; it must be 1 or more.")
 
-    def next(self, step_size: float, line: Line) -> float:
-        """η·factor, or η where the slope lies below `least_slope`."""
-        return step_size if line.slope < self.least_slope else step_size * self.factor
+    def initial_step_size(self) -> float:
+        """`initial`."""
+        return self.initial
+
+    def next(self, step_size: float, line: Line, memory: Memory) -> float:
+        """η·factor."""
+        return step_size * self.factor

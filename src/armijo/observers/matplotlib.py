@@ -1,4 +1,4 @@
-"""Figures of what the steps of a run did, one after it or one while it goes on (layer L4; needs matplotlib).
+"""Figures of what the steps of a run did, one after it or one while it goes on; needs matplotlib.
 
 matplotlib is imported where something is drawn, and no global state of it is used or changed. The parts that draw into
 given axes are the laboratory's too.
@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from armijo.errors import ConfigurationError
-from armijo.recorder import StepRecorder, is_first_rank
-from armijo.report import StepReport
-from armijo.search.records import Status
+from armijo.observers.recorder import StepRecorder, is_first_rank
+from armijo.observers.report import StepReport
+from armijo.search.values import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +85,7 @@ def panel(steps: Iterable[StepReport], *, title: str | None = None) -> Figure:
 
     Examples:
         >>> import torch, armijo
-        >>> from armijo.recorder import StepRecorder
+        >>> from armijo.observers.recorder import StepRecorder
         >>> weight, recorder = torch.nn.Parameter(torch.ones(3)), StepRecorder()
         >>> optimizer = armijo.SGDSLS([weight])
         >>> handle = optimizer.register_observer(recorder)

@@ -1,13 +1,13 @@
-"""What each step did, as scalars of TensorBoard (layer L4; the writer that it is given needs tensorboard)."""
+"""What each step did, as scalars of TensorBoard; the writer it is given needs tensorboard."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from armijo.errors import ConfigurationError
-from armijo.recorder import is_first_rank
-from armijo.report import StepReport
-from armijo.search.records import Status
+from armijo.observers.recorder import is_first_rank
+from armijo.observers.report import StepReport
+from armijo.search.values import Status
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +38,7 @@ class TensorBoardObserver:
 
     Examples:
         >>> import armijo
-        >>> from armijo.integrations.tensorboard import TensorBoardObserver
+        >>> from armijo.observers.tensorboard import TensorBoardObserver
         >>> # writer = SummaryWriter("run")
         >>> # optimizer.register_observer(TensorBoardObserver(writer))
     """

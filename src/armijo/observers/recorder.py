@@ -1,12 +1,14 @@
-"""One JSON line a step, written as it happens and read back as it was (layer L2: torch, to know the rank).
+"""One JSON line a step, written as it happens and read back as it was.
 
     {"step": 7, "loss": 0.61, "forwards": 2, "total_forwards": 21,
      "components": [{"label": "layer.0", "status": "accepted", "step_size": 0.0012, "slope": 3.1, "trials": 1,
                      "trial_loss": 0.58}],
+     "searches": [{"components": ["layer.0"], "status": "accepted", "first_step_size": 0.0012, "step_size": 0.0012,
+                   "slope": 3.1, "trials": [[0.0012, 0.58]]}],
      "merges": [["layer.3", "layer.5"]]}
 
 JSON has no NaN and no infinities: they are the strings "NaN", "Infinity" and "-Infinity", so that every JSON reader can
-read the file, and `null` means what it says, that there was nothing to write.
+read the file. `null` means that there is no value.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from typing import Any
 from torch import distributed
 
 from armijo.errors import ConfigurationError
-from armijo.report import ComponentReport, StepReport
-from armijo.search.records import Status
+from armijo.observers.report import ComponentReport, SearchReport, StepReport
+from armijo.search.values import Status, Trial
 
 __all__ = ["StepRecorder", "is_first_rank", "read_steps"]
 
@@ -41,10 +43,10 @@ class StepRecorder:
 
     The file holds the steps that led to the present parameters, each once. Where a run goes on from a checkpoint, or
     goes back to one, the lines of the steps behind it are cut off (and the log says so), because these steps are taken
-    again. Which lines these are is decided by the count of forward passes that each report and each checkpoint carry.
+    again. The count of forward passes, which each report and each checkpoint carry, tells which lines these are.
 
     The file is looked at when the recorder is made. If a line cannot be written later, as on a full disk, the log says
-    so once, training goes on without that line, and the next step tries again: no run should die of its protocol.
+    so once, training goes on without that line, and the next step tries again: a log must not end a run.
 
     On several ranks, which all take the same steps, only rank 0 writes (`is_first_rank`); the file is its own.
     A recorder serves one optimizer.
@@ -62,7 +64,7 @@ class StepRecorder:
     Examples:
         >>> import tempfile, torch, armijo
         >>> from pathlib import Path
-        >>> from armijo.recorder import StepRecorder, read_steps
+        >>> from armijo.observers.recorder import StepRecorder, read_steps
         >>> weight = torch.nn.Parameter(torch.ones(3))
         >>> optimizer = armijo.SGDSLS([weight])
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +108,7 @@ class StepRecorder:
             try:
                 self._write(self.path, report, before)
             except (OSError, ConfigurationError) as error:
-                self._say(self.path, error)
+                self._warn(self.path, error)
         if self._kept is not None:
             self._kept.append(report)
         self._forwards = report.total_forwards
@@ -114,19 +116,19 @@ class StepRecorder:
     # ------------------------------------------------------------------------------------------------------ the file
 
     def _begin(self, path: Path, resume: bool) -> None:
-        there = path.exists()
-        if there and not path.is_file():
+        exists = path.exists()
+        if exists and not path.is_file():
             raise ConfigurationError(
                 f"{path} is a folder; name a file in it, for instance {path / 'steps.jsonl'}."
                 if path.is_dir()
                 else f"{path} is no ordinary file; name one, for instance steps.jsonl."
             )
-        if there and not resume and path.stat().st_size > 0:
+        if exists and not resume and path.stat().st_size > 0:
             raise ConfigurationError(
                 f"{path} holds the steps of another run. Name a new file, or pass resume=True if this run goes on from "
                 "a checkpoint of that one."
             )
-        if there:
+        if exists:
             for self._end, report in _lines(path):
                 self._forwards = report.total_forwards
                 if self._kept is not None:
@@ -141,7 +143,7 @@ class StepRecorder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            if not there:
+            if not exists:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
             raise ConfigurationError(
@@ -184,7 +186,7 @@ class StepRecorder:
                 last,
             )
 
-    def _say(self, path: Path, error: OSError | ConfigurationError) -> None:
+    def _warn(self, path: Path, error: OSError | ConfigurationError) -> None:
         if self._failed:
             return
         self._failed = True
@@ -245,6 +247,17 @@ def _encoded(report: StepReport) -> bytes:
             }
             for component in report.components
         ],
+        "searches": [
+            {
+                "components": search.components,
+                "status": search.status,
+                "first_step_size": _number(search.first_step_size),
+                "step_size": _number(search.step_size),
+                "slope": _number(search.slope),
+                "trials": [[_number(trial.step_size), _number(trial.loss)] for trial in search.trials],
+            }
+            for search in report.searches
+        ],
         "merges": report.merges,
     }
     return json.dumps(record, allow_nan=False).encode() + b"\n"
@@ -288,6 +301,17 @@ def _decoded(record: dict[str, Any]) -> StepReport:
                 trial_loss=None if component["trial_loss"] is None else float(component["trial_loss"]),
             )
             for component in record["components"]
+        ),
+        searches=tuple(
+            SearchReport(
+                components=tuple(search["components"]),
+                status=Status(search["status"]),
+                first_step_size=float(search["first_step_size"]),
+                step_size=float(search["step_size"]),
+                slope=float(search["slope"]),
+                trials=tuple(Trial(float(step_size), float(loss)) for step_size, loss in search["trials"]),
+            )
+            for search in record["searches"]
         ),
         merges=tuple((kept, absorbed) for kept, absorbed in record["merges"]),
         forwards=int(record["forwards"]),

@@ -1,0 +1,153 @@
+"""Selections: which components are searched at a step.
+
+A *block* is a tuple of places that one search moves together, with one scalar over given ratios; every place outside
+the block stays at the current parameters meanwhile. Components in no block move with the step size they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from armijo.errors import ConfigurationError
+from armijo.search.memory import Memory
+from armijo.search.values import Line
+
+__all__ = ["Blocks", "Cycle", "EachAlone", "Every", "Jointly", "Selection"]
+
+Blocks = tuple[tuple[int, ...], ...]
+
+
+class Selection(Protocol):
+    """Decides what a step searches. Derive from this class to write one; only `blocks` has to be written."""
+
+    def defaults(self) -> Memory:
+        """The numbers that the selection remembers from step to step, with their first values; none by default."""
+        return {}
+
+    def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
+        """The blocks to search at this step: disjoint, possibly none.
+
+        Args:
+            lines: the line of each component, by place; at least one. Each holds the loss f_k(w_k) and its slope.
+            step: how many steps are finished, ≥ 0.
+            memory: the values of `defaults()`; may be written to.
+        """
+        ...
+
+    def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
+        """Places that have moved already, with their step sizes and updates, while `block` is searched.
+
+        By default none: the paper's equation tests each component with the others at w_k. Their move ignores weight
+        decay.
+        """
+        return ()
+
+
+@dataclass(frozen=True)
+class Jointly(Selection):
+    """One search over all components in every step."""
+
+    def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
+        """One block of all places."""
+        return (tuple(range(len(lines))),)
+
+
+@dataclass(frozen=True)
+class _AfterJointSteps(Selection):
+    joint_steps: int = 6
+
+    def __post_init__(self) -> None:
+        if self.joint_steps < 0:
+            raise ConfigurationError(f"joint_steps is {self.joint_steps}; it must be 0 or more.")
+
+
+@dataclass(frozen=True)
+class Cycle(_AfterJointSteps):
+    """One component a step, in order, after some joint steps: the paper's schedule, at the price of one search a step.
+
+    Args:
+        joint_steps: how many steps are searched jointly at first, ≥ 0.
+
+    Raises:
+        ConfigurationError: if `joint_steps` is negative.
+
+    Source:
+        arXiv 2403.18506, PLASLS as released. The first step after the joint ones searches the first component.
+    """
+
+    def defaults(self) -> Memory:
+        """`cycle_place`, the place to search next."""
+        return {"cycle_place": 0}
+
+    def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
+        """All places at once during the joint steps, then one place."""
+        n = len(lines)
+        if step < self.joint_steps:
+            return (tuple(range(n)),)
+        # Merging, or a user who relabels groups, may have left fewer components.
+        place = memory["cycle_place"] % n
+        memory["cycle_place"] = (place + 1) % n
+        return ((place,),)
+
+
+@dataclass(frozen=True)
+class EachAlone(_AfterJointSteps):
+    """Every component in every step, each searched alone from the same parameters, then all move together.
+
+    It costs as many searches a step as there are components.
+
+    Args:
+        joint_steps: how many steps are searched jointly at first, ≥ 0.
+
+    Raises:
+        ConfigurationError: if `joint_steps` is negative.
+
+    Source:
+        arXiv 2403.18506, PLASLS as its text states it.
+    """
+
+    def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
+        """All places at once during the joint steps, then each place as a block of its own."""
+        n = len(lines)
+        return (tuple(range(n)),) if step < self.joint_steps else tuple((place,) for place in range(n))
+
+
+@dataclass(frozen=True)
+class Every(Selection):
+    """Search at every m-th step only, the first included; between searches all move with the step size they have.
+
+    The moves between searches are not tested by any trial. The guess is asked at every step, so with `Growth` the
+    step size grows between searches too.
+
+    Args:
+        steps: m ≥ 1, from one search to the next.
+        selection: what to search at those steps. It sees the number of searches as its number of steps.
+
+    Raises:
+        ConfigurationError: if m is less than 1.
+
+    Examples:
+        >>> [Every(3).blocks([Line(1.0, 1.0)], step, {}) for step in range(4)]
+        [((0,),), (), (), ((0,),)]
+    """
+
+    steps: int
+    selection: Selection = Jointly()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigurationError(f"Every({self.steps}) never searches; the number of steps must be 1 or more.")
+
+    def defaults(self) -> Memory:
+        """What the inner selection remembers."""
+        return self.selection.defaults()
+
+    def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
+        """The inner selection's blocks at steps 0, m, 2m, …, none at the others."""
+        return () if step % self.steps else self.selection.blocks(lines, step // self.steps, memory)
+
+    def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
+        """What the inner selection says."""
+        return self.selection.moved_before(block)

@@ -1,0 +1,1 @@
+"""Watching an optimizer: reports of its steps, and observers that record, draw or check them."""

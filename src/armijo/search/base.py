@@ -1,0 +1,135 @@
+"""What every search offers, and what those that judge trials by a criterion share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from armijo.errors import ConfigurationError
+from armijo.search.criteria import Armijo, Criterion
+from armijo.search.guesses import Growth, Guess
+from armijo.search.memory import Memory, combine_memory
+from armijo.search.values import Evaluate, Line, Outcome, Status, Trial
+
+__all__ = ["CriterionSearch", "Search"]
+
+
+class Search(Protocol):
+    """Finds a step size on one line. It brings its first guess, and its criterion if it has one.
+
+    A search is given `evaluate` and never sees a model. Derive from `CriterionSearch` for a search that judges trials
+    by a criterion, from this class for any other.
+    """
+
+    def initial_step_size(self) -> float:
+        """The step size of a component that has made no step yet, > 0."""
+        ...
+
+    def defaults(self) -> Memory:
+        """The numbers to remember for each component, with their first values; none by default."""
+        return {}
+
+    def first_step_size(self, step_size: float, line: Line, memory: Memory) -> float:
+        """The step size to try first, > 0. Called for each component at each step, searched or not.
+
+        Args:
+            step_size: η as the component last used it, > 0.
+            line: the component's own line.
+            memory: the component's values of `defaults()`; may be written to.
+        """
+        ...
+
+    def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
+        """Search along a line.
+
+        Args:
+            line: the line of a component, or of several that move together.
+            first: the step size to try first, > 0.
+            evaluate: evaluates one trial.
+            memory: the values of `defaults()`; may be written to. Of several components it is the first one's, and
+                what the search changes in it is written to all of them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CriterionSearch(ABC, Search):
+    """A search that judges trials by a criterion and starts where a guess says.
+
+    Subclasses write `find`, which is called for lines that descend, and need not look after anything else.
+
+    Args:
+        criterion: which trials suffice.
+        guess: where each search starts.
+        least_slope: a line with a smaller slope S, or with a loss of exactly 0, is not searched; a component whose
+            slope is smaller keeps its step size, because nothing would bound its growth.
+
+    Raises:
+        ConfigurationError: if `find` can only shorten a step and the criterion may ask for a longer one.
+    """
+
+    lengthens: ClassVar[bool] = False
+    """Whether `find` can lengthen a step, which two-sided criteria ask for."""
+
+    criterion: Criterion = Armijo()
+    guess: Guess = Growth()
+    least_slope: float = field(default=1e-8, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.criterion.two_sided and not self.lengthens:
+            raise ConfigurationError(
+                f"{type(self).__name__} only shortens steps, and {self.criterion!r} may ask for a longer one. Use "
+                "Bracketing(criterion=...)."
+            )
+        self.defaults()
+
+    def initial_step_size(self) -> float:
+        """The guess's."""
+        return self.guess.initial_step_size()
+
+    def defaults(self) -> Memory:
+        """What criterion and guess remember."""
+        return combine_memory(self.criterion, self.guess)
+
+    def first_step_size(self, step_size: float, line: Line, memory: Memory) -> float:
+        """The guess's, or `step_size` where the slope is below `least_slope`."""
+        return step_size if line.slope < self.least_slope else self.guess.next(step_size, line, memory)
+
+    def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
+        """Search along a line, unless there is nothing to search for."""
+        if line.slope < 0:
+            return Outcome(0.0, Status.ASCENT)
+        if line.loss == 0 or line.slope < self.least_slope:
+            return Outcome(first, Status.SKIPPED)
+
+        def violation(step_size: float, loss: float) -> float:
+            return self.criterion.violation(line, Trial(step_size, loss), memory)
+
+        outcome = self.find(line, first, evaluate, violation)
+        trial = None if outcome.loss is None else Trial(outcome.step_size, outcome.loss)
+        self.criterion.remember(line, trial, memory)
+        self.guess.remember(line, trial, memory)
+        return outcome
+
+    @abstractmethod
+    def find(self, line: Line, first: float, evaluate: Evaluate, violation: Callable[[float, float], float]) -> Outcome:
+        """Find a step size that suffices.
+
+        Args:
+            line: a line with a slope of at least `least_slope`.
+            first: the step size to try first, > 0.
+            evaluate: evaluates one trial.
+            violation: the criterion's verdict on a trial, from its step size and loss.
+        """
+
+
+def failed_outcome(line: Line, evaluate: Evaluate) -> Outcome:
+    """The outcome of a search that found nothing: η = 0, after one more evaluation there.
+
+    Generators and buffers are rewound for each trial, so the loss at η = 0 repeats f(w) up to the last bits of a few
+    kernels (LSTM on the CPU, sums in no fixed order on a GPU). If it does not, the closure is not deterministic.
+    """
+    repeats = abs(evaluate(0.0) - line.loss) <= 16 * line.resolution
+    return Outcome(0.0, Status.EXHAUSTED if repeats else Status.NONDETERMINISTIC)

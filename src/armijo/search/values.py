@@ -1,0 +1,96 @@
+"""The values that a line search works with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+__all__ = ["Evaluate", "Line", "Outcome", "Status", "Trial"]
+
+
+class Evaluate(Protocol):
+    """The loss at a step size: η ↦ f(w - η·d). Each call is one forward pass without gradients."""
+
+    def __call__(self, step_size: float, along: str | None = None) -> float:
+        """Evaluate one trial.
+
+        Args:
+            step_size: η, finite. Negative values go back along a vector that was followed earlier.
+            along: the name of another vector v to move along, f(w - η·v), one that the direction's `probes` returns.
+                By default the search direction d.
+
+        Returns:
+            The loss; `inf` where it is not finite.
+        """
+        ...
+
+
+class Status(StrEnum):
+    """How a search of one component ended. As a string each member equals its lower-case name."""
+
+    ACCEPTED = "accepted"
+    """A trial satisfied the criterion; the component moves with that step size."""
+    EXHAUSTED = "exhausted"
+    """No trial satisfied the criterion."""
+    SKIPPED = "skipped"
+    """There was nothing to search for: the loss is zero or the slope vanishes."""
+    UNSEARCHED = "unsearched"
+    """The component was not selected, or its step size is fixed; it moves with the step size it has."""
+    ASCENT = "ascent"
+    """The loss rises along the direction (slope < 0); nothing is evaluated and the component stays where it is."""
+    NONFINITE = "nonfinite"
+    """The loss or the gradient at the start of the step was not finite; nothing has changed."""
+    NONDETERMINISTIC = "nondeterministic"
+    """No trial satisfied the criterion, and the loss at η = 0 was not the one the step began with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A ray from the current parameters: the loss at its start, and how fast it falls there.
+
+    Args:
+        loss: f(w), finite.
+        slope: S = ⟨∇f(w), d⟩, the decrease per unit of step size along -d. Negative where d is no direction of
+            descent. For a block of components that move with η·r_l it is Σ_l r_l·S_l.
+        resolution: the smallest difference of losses that their number format can show near f(w), u·|f(w)| with the
+            unit roundoff u. Rounding alone decides a trial that promises less, η·S < resolution.
+        longest: the largest step size that may be tried, from `max_step_size` and the parameters' number format.
+        derivatives: ⟨∇f(w), v⟩ for each further vector v that the direction's `probes` returns, by name.
+    """
+
+    loss: float
+    slope: float
+    resolution: float = 0.0
+    longest: float = math.inf
+    derivatives: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One evaluated point of a line.
+
+    Args:
+        step_size: η ≥ 0.
+        loss: f(w - η·d); `inf` where it was not finite.
+    """
+
+    step_size: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a search found.
+
+    Args:
+        step_size: the step size to move with. 0 means: stay, and keep the step size from before the search.
+        status: how the search ended.
+        loss: the loss at `step_size` where that was evaluated, else None.
+    """
+
+    step_size: float
+    status: Status
+    loss: float | None = None

@@ -1,0 +1,102 @@
+"""The start of a step: the loss at the current parameters, and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from armijo.errors import ClosureContractError, ConfigurationError
+from armijo.evaluation.objective import Closure, Objective
+from armijo.evaluation.reduction import Reduction
+from armijo.interrupts import Interrupts
+from armijo.step.guards import WriteGuard, parameters_of
+
+if TYPE_CHECKING:
+    from armijo.optimizer import LineSearch
+
+__all__ = ["Baseline", "evaluate_baseline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The loss at w_k, with the gradients in place.
+
+    Args:
+        objective: evaluates trials.
+        loss: f_k(w_k), detached, shape (); this rank's own.
+        undo: puts generators and buffers back to where they were before `step` was called.
+    """
+
+    objective: Objective
+    loss: torch.Tensor
+    undo: Callable[[], None]
+
+
+def evaluate_baseline(
+    optimizer: LineSearch, closure: Closure | Objective, interrupts: Interrupts, reduction: Reduction
+) -> Baseline:
+    """Run the closure and the backward pass, or take the loss and the gradients that an `Objective` brings.
+
+    Args:
+        optimizer: the optimizer that takes the step.
+        closure: what `step` was given.
+        interrupts: lets Ctrl-C interrupt the closure and the backward pass.
+        reduction: the ranks of the step before: if the closure fails before it reaches the model, they must be told.
+
+    Raises:
+        ClosureContractError: the closure breaks its contract, or an `Objective` comes without gradients.
+        ConfigurationError: the model has lazy modules.
+    """
+    if isinstance(closure, Objective):
+        loss = closure.loss()
+        if not any(p.grad is not None for p in parameters_of(optimizer.param_groups)):
+            raise ClosureContractError(
+                "No parameter has a gradient. Call backward() on what objective.baseline(closure) returned before "
+                "optimizer.step(objective)."
+            )
+        # The forwards ran before this call; a failed step leaves things as they were then.
+        return Baseline(closure, loss, closure.restore_after_baseline)
+    objective = Objective(process_group=optimizer.process_group)
+    if optimizer.process_group is None:
+        objective.reduction = reduction
+    _run_backward(optimizer, objective, closure, interrupts)
+    return Baseline(objective, objective.loss(), objective.restore_before_baseline)
+
+
+def _run_backward(optimizer: LineSearch, objective: Objective, closure: Closure, interrupts: Interrupts) -> None:
+    parameters = parameters_of(optimizer.param_groups)
+    if any(is_lazy(parameter) for parameter in parameters):
+        raise ConfigurationError(
+            "The model has lazy modules, whose parameters have no shape yet. Run one forward before the first step: "
+            "model(inputs)."
+        )
+    # A closure that changes parameters does so from the first step on; only then is a copy of them all worth it.
+    start = [p.detach().clone() for p in parameters] if optimizer.param_groups[0]["steps"] == 0 else None
+    optimizer.zero_grad(set_to_none=True)
+    guard = WriteGuard(parameters)
+
+    def forward() -> torch.Tensor:
+        loss = objective.baseline(interrupts.interruptible(closure))
+        if any(p.grad is not None for p in parameters):
+            raise ClosureContractError(
+                "The closure ran backward(), which torch.optim.LBFGS needs; here step() does that itself. Let the "
+                "closure return the loss only: optimizer.step(lambda: criterion(model(inputs), labels))."
+            )
+        guard.check()
+        return loss
+
+    try:
+        loss = objective.forward_on_all_ranks(forward)
+        with torch.enable_grad():
+            interrupts.interruptible(loss.backward)()
+    except BaseException:
+        objective.restore_before_baseline()
+        optimizer.zero_grad(set_to_none=True)
+        if start is not None and guard.written:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, start)
+        raise

@@ -1,0 +1,236 @@
+"""From gradients to lines: directions and slopes of each component, before anything is searched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from armijo.checks import check_values
+from armijo.components.partition import Component
+from armijo.directions.base import Direction, ParameterState, Tensors
+from armijo.errors import ConfigurationError
+from armijo.evaluation.objective import Objective
+from armijo.evaluation.reduction import align_gradient, count_shards, local_shard
+from armijo.search.memory import Memory, copy_memory
+from armijo.search.values import Line
+
+if TYPE_CHECKING:
+    from armijo.optimizer import LineSearch
+
+__all__ = ["ComponentLine", "GroupLine", "compute_lines", "fresh_state"]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLine:
+    """One parameter group before the search. Nothing of it is the optimizer's state yet.
+
+    All lists are over the parameters that have a gradient. Tensors are this rank's shards, so directions need not
+    handle ranks.
+
+    Args:
+        group: the parameter group.
+        lr: the multiplier of the step size.
+        weight_decay: λ.
+        kept: the state of each parameter, unsharded; it becomes the optimizer's in the commit.
+        parameters: the parameters.
+        grads: their gradients, negated where the optimizer maximizes.
+        states: their states.
+        directions: the directions to search along.
+        probes: the direction's probes.
+        shards: the number of shards of each parameter.
+    """
+
+    group: dict[str, Any]
+    lr: float
+    weight_decay: float
+    kept: dict[torch.Tensor, ParameterState]
+    parameters: Tensors
+    grads: Tensors
+    states: list[ParameterState]
+    directions: Tensors
+    probes: Mapping[str, Tensors]
+    shards: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentLine:
+    """One component before the search.
+
+    Args:
+        component: its label and groups.
+        groups: its groups' directions.
+        line: the loss at w_k and the component's own slope.
+        cap: the smallest `max_step_size` of its groups.
+        reach: the largest step size that its parameters' number formats can hold.
+        previous: η as the component last used it.
+        first: η to try first, at most `cap`.
+        memory: a copy of what the search remembers for this component; written to the groups in the commit.
+    """
+
+    component: Component
+    groups: tuple[GroupLine, ...]
+    line: Line
+    cap: float
+    reach: float
+    previous: float
+    first: float
+    memory: Memory
+
+    @property
+    def parameters(self) -> Tensors:
+        """All parameters that have a gradient."""
+        return [parameter for group in self.groups for parameter in group.parameters]
+
+    def vectors(self, along: str | None = None) -> Tensors:
+        """For each parameter its search direction, or the probe of that name."""
+        if along is None:
+            return [direction for group in self.groups for direction in group.directions]
+        if any(along not in group.probes for group in self.groups):
+            names = sorted({name for group in self.groups for name in group.probes})
+            raise ConfigurationError(
+                f"The search evaluates along {along!r}, which the direction does not provide (its probes: "
+                f"{', '.join(names) or 'none'}). Use direction=KeepLastUpdate(...) for 'last_update'."
+            )
+        return [vector for group in self.groups for vector in group.probes[along]]
+
+    def preview_updates(self, direction: Direction) -> Tensors:
+        """The updates that the commit will apply, computed from copies of the moments."""
+        updates: Tensors = []
+        for group in self.groups:
+            if group.parameters:
+                states = [{key: value.clone() for key, value in state.items()} for state in group.states]
+                torch._foreach_add_([state["step"] for state in states], 1)
+                scratch = [d.clone() for d in group.directions]
+                updates += [u.clone() for u in direction.update(group.grads, states, scratch, group.group)]
+        return updates
+
+
+def compute_lines(optimizer: LineSearch, objective: Objective) -> list[ComponentLine]:
+    """The line of each component, by place. One host synchronisation; the means are over all ranks.
+
+    Raises:
+        ConfigurationError: a value in a group is out of its range, or a gradient is sparse and the direction has
+            moments.
+    """
+    groups: list[GroupLine] = []
+    probe_names = tuple(optimizer.direction.probes([], optimizer.param_groups[0]))
+
+    def prepare() -> list[float]:
+        for group in optimizer.param_groups:
+            check_values(group, optimizer.direction, optimizer.search.defaults())
+        groups.extend(_prepare(optimizer, group) for group in optimizer.param_groups)
+        return _slopes(groups, probe_names)
+
+    n_groups = len(optimizer.param_groups)
+    numbers = objective.mean_over_ranks(prepare, n_groups * (1 + len(probe_names)))
+    slopes, *derivatives = (numbers[start : start + n_groups] for start in range(0, len(numbers), n_groups))
+    value, resolution = objective.value(), objective.resolution()
+    sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
+    names = optimizer.search.defaults()
+    finite = all(math.isfinite(number) for number in (value, *numbers))
+    lines: list[ComponentLine] = []
+    for component in optimizer.components:
+        members = tuple(groups[index] for index in component.groups)
+        cap = min(float(member.group["max_step_size"]) for member in members)
+        dtypes = {parameter.dtype for member in members for parameter in member.parameters}
+        reach = min((torch.finfo(dtype).max for dtype in dtypes), default=math.inf)
+        line = Line(
+            loss=sign * value,
+            slope=_sum(slopes[index] for index in component.groups),
+            resolution=resolution,
+            longest=min(cap, reach),
+            derivatives={
+                name: _sum(along[index] for index in component.groups)
+                for name, along in zip(probe_names, derivatives, strict=True)
+            },
+        )
+        memory = copy_memory(members[0].group, names)
+        first = previous = float(members[0].group["step_size"])
+        if finite:
+            first = optimizer.search.first_step_size(previous, line, memory)
+        if not first > 0:
+            raise ConfigurationError(
+                f"{optimizer.search!r} starts at the step size {first}, after {previous}. A first step size must be a "
+                "positive number."
+            )
+        lines.append(ComponentLine(component, members, line, cap, reach, previous, min(first, cap), memory))
+    return lines
+
+
+def fresh_state(direction: Direction, parameter: torch.Tensor) -> ParameterState:
+    """The state of a parameter that has made no step: `step`, and the direction's moments."""
+    return {"step": torch.tensor(0.0, dtype=torch.float32, device="cpu"), **direction.moments(parameter)}
+
+
+def _prepare(optimizer: LineSearch, group: dict[str, Any]) -> GroupLine:
+    direction = optimizer.direction
+    parameters = [p for p in group["params"] if p.grad is not None]
+    grads = [local_shard(_gradient(optimizer, p)) for p in parameters]
+    if group["maximize"]:
+        grads = list(torch._foreach_neg(grads)) if grads else grads
+    kept = {p: optimizer.state[p] if p in optimizer.state else fresh_state(direction, p) for p in parameters}
+    states = [{key: local_shard(tensor) for key, tensor in state.items()} for state in kept.values()]
+    return GroupLine(
+        group=group,
+        lr=float(group["lr"]),
+        weight_decay=float(group["weight_decay"]),
+        kept=kept,
+        parameters=[local_shard(p) for p in parameters],
+        grads=grads,
+        states=states,
+        directions=direction.search_direction(grads, states, group) if parameters else [],
+        probes=direction.probes(states, group),
+        shards=[count_shards(p) for p in parameters],
+    )
+
+
+def _gradient(optimizer: LineSearch, parameter: torch.Tensor) -> torch.Tensor:
+    grad = parameter.grad
+    assert grad is not None
+    if not grad.is_sparse:
+        return align_gradient(grad.detach(), parameter)
+    if optimizer.direction.moments(parameter):
+        raise ConfigurationError(
+            f"{type(optimizer).__name__} keeps moments and cannot use sparse gradients. Build the embedding with "
+            "sparse=False, or use SGDSLS, which has none."
+        )
+    return grad.detach().coalesce().to_dense()
+
+
+def _slopes(groups: Sequence[GroupLine], probe_names: Sequence[str]) -> list[float]:
+    """⟨g, d⟩ of each group, then ⟨g, v⟩ of each group for each probe, fetched with one wait for each device."""
+    vectors = [group.directions for group in groups]
+    vectors += [group.probes[name] for name in probe_names for group in groups]
+    products: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
+    for index, along in enumerate(vectors):
+        group = groups[index % len(groups)]
+        for grad, vector, shards in zip(group.grads, along, group.shards, strict=True):
+            # Each rank has a shard of the sum, and what the ranks have is averaged.
+            product = _dot(grad, vector) * shards if shards > 1 else _dot(grad, vector)
+            products.setdefault(product.device, []).append((index, product))
+    terms: list[list[float]] = [[] for _ in vectors]
+    for on_device in products.values():
+        for (index, _), number in zip(on_device, _fetch([product for _, product in on_device]), strict=True):
+            terms[index].append(number)
+    return [_sum(numbers) for numbers in terms]
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    # Half precision would lose the sum; float32 and float64 add up well enough in their own.
+    if a.dtype in (torch.float16, torch.bfloat16):
+        a, b = a.float(), b.float()
+    return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))
+
+
+def _fetch(scalars: list[torch.Tensor]) -> list[float]:
+    wide = torch.float32 if scalars[0].device.type == "mps" else torch.float64
+    return torch.stack([scalar.to(wide) for scalar in scalars]).tolist()
+
+
+def _sum(numbers: Iterable[float]) -> float:
+    # math.fsum raises where infinities of both signs meet; here that is a NaN like any other.
+    return sum(numbers, 0.0)

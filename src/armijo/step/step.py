@@ -1,0 +1,346 @@
+"""One step, from top to bottom: baseline, lines, search, decide, commit, report.
+
+The *search phase* (baseline to decide) computes everything and writes nothing of the optimizer's: an exception leaves
+parameters, moments, generators, buffers and numbers as they were. The *commit* evaluates and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from armijo.components.merging import Merge
+from armijo.errors import ConfigurationError
+from armijo.evaluation.objective import Closure, Objective
+from armijo.evaluation.reduction import Reduction
+from armijo.interrupts import Interrupts
+from armijo.observers.report import ComponentReport, SearchReport, StepReport
+from armijo.search.memory import Memory, copy_memory, is_memory_value
+from armijo.search.values import Outcome, Status, Trial
+from armijo.snapshot import Snapshot, Tensors
+from armijo.step.baseline import evaluate_baseline
+from armijo.step.guards import WriteGuard, parameters_of
+from armijo.step.lines import ComponentLine, compute_lines
+
+if TYPE_CHECKING:
+    from armijo.optimizer import LineSearch
+
+__all__ = ["StepResult", "take_step"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What `take_step` returns.
+
+    Args:
+        loss: the loss at the start of the step, detached, shape (); this rank's own.
+        report: what the step did.
+        reduction: the ranks that took it together.
+    """
+
+    loss: torch.Tensor
+    report: StepReport
+    reduction: Reduction
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided about one component after the search.
+
+    Args:
+        step_size: η to keep after the step.
+        applied: η to move with; 0 to stay.
+        status: how its search ended.
+        trials: how many trials its search took.
+        trial_loss: the loss at the accepted step size, if one was accepted.
+    """
+
+    step_size: float
+    applied: float
+    status: Status
+    trials: int = 0
+    trial_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that the commit writes.
+
+    Args:
+        decisions: one for each component, by place.
+        memory: what selection and merging remember.
+        searches: what was searched, in order.
+        merge: the components that become one, if any.
+    """
+
+    decisions: tuple[Decision, ...]
+    memory: Memory
+    searches: tuple[SearchReport, ...] = ()
+    merge: Merge | None = None
+
+
+def take_step(
+    optimizer: LineSearch, closure: Closure | Objective, interrupts: Interrupts, reduction: Reduction
+) -> StepResult:
+    """Take one step.
+
+    Args:
+        optimizer: the optimizer whose groups and state are read, and written in the commit.
+        closure: what `step` was given.
+        interrupts: lets Ctrl-C interrupt evaluations and nothing else.
+        reduction: the ranks of the step before.
+    """
+    baseline = evaluate_baseline(optimizer, closure, interrupts, reduction)
+    objective = baseline.objective
+    with torch.no_grad():
+        try:
+            lines = compute_lines(optimizer, objective)
+            plan = _decide(optimizer, lines, _search(optimizer, lines, objective, interrupts))
+        except BaseException:
+            baseline.undo()
+            raise
+        if plan.decisions[0].status is Status.NONFINITE:
+            # The generators go on, or the same masks would meet the next batch; what the forward wrote into buffers
+            # may be as broken as its loss.
+            objective.restore_before_baseline(generators=False)
+        else:
+            objective.restore_after_baseline()
+            _commit(optimizer, lines, plan)
+        objective.close()
+        forwards = optimizer.param_groups[0]["forwards"] + objective.evaluations
+        _write_to_all(optimizer, {"forwards": forwards})
+        # Under one outer autocast region the next forward would find the low-precision weights of this step.
+        torch.clear_autocast_cache()
+    return StepResult(baseline.loss, _report(optimizer, objective, lines, plan), objective.reduction)
+
+
+# --------------------------------------------------------------------------------------------------------------- search
+
+
+def _search(
+    optimizer: LineSearch, lines: Sequence[ComponentLine], objective: Objective, interrupts: Interrupts
+) -> Plan:
+    """Search the blocks that are selected; every other component keeps its first step size."""
+    first_group = optimizer.param_groups[0]
+    memory = copy_memory(first_group, {**optimizer.selection.defaults(), **optimizer.merging.defaults()})
+    numbers = (number for each in lines for number in (each.line.loss, each.line.slope))
+    if not all(math.isfinite(number) for number in numbers):
+        return Plan(tuple(Decision(each.previous, 0.0, Status.NONFINITE) for each in lines), memory)
+    decisions = [Decision(each.first, each.first, Status.UNSEARCHED) for each in lines]
+    searches: list[SearchReport] = []
+    blocks = optimizer.selection.blocks([each.line for each in lines], first_group["steps"], memory)
+    _check_blocks(optimizer, blocks, len(lines))
+    for block in blocks:
+        moved = {
+            place: (decisions[place].applied, lines[place].preview_updates(optimizer.direction))
+            for place in optimizer.selection.moved_before(block)
+        }
+        report, found = _search_block(optimizer, lines, block, moved, objective, interrupts)
+        searches.append(report)
+        for place, decision in zip(block, found, strict=True):
+            decisions[place] = decision
+    return Plan(tuple(decisions), memory, tuple(searches))
+
+
+def _search_block(
+    optimizer: LineSearch,
+    lines: Sequence[ComponentLine],
+    places: Sequence[int],
+    moved: Mapping[int, tuple[float, Tensors]],
+    objective: Objective,
+    interrupts: Interrupts,
+) -> tuple[SearchReport, list[Decision]]:
+    """One search: the components of a block move with one scalar over given ratios.
+
+    Of the other components those in `moved` have moved already, and the rest stay at w_k.
+    """
+    block = [lines[place] for place in places]
+    first = max(each.first for each in block)
+    ratios = [each.first / first for each in block]
+    reach = min(each.reach for each in block)
+    line = replace(
+        block[0].line,
+        slope=sum((ratio * each.line.slope for ratio, each in zip(ratios, block, strict=True)), 0.0),
+        longest=min([reach, *(each.cap / ratio for ratio, each in zip(ratios, block, strict=True) if ratio > 0)]),
+        derivatives={
+            name: sum((each.line.derivatives[name] for each in block), 0.0) for name in block[0].line.derivatives
+        },
+    )
+    trials: list[Trial] = []
+
+    def scaled(step_size: float) -> list[float]:
+        # The ratios respect the caps already, up to a rounding error.
+        return [min(ratio * step_size, each.cap) for ratio, each in zip(ratios, block, strict=True)]
+
+    parameters = {place: lines[place].parameters for place in (*places, *moved)}
+    with Snapshot(parameters) as snapshot:
+        evaluate_at = _evaluator(optimizer, objective, interrupts, snapshot)
+
+        def evaluate(step_size: float, along: str | None = None) -> float:
+            if math.isnan(step_size):
+                raise ConfigurationError(f"{optimizer.search!r} tried the step size NaN; trials need a number.")
+            loss = math.inf
+            if abs(step_size) <= reach:
+                sizes = scaled(step_size)
+                moves = {p: (s, each.vectors(along)) for p, s, each in zip(places, sizes, block, strict=True)}
+                loss = evaluate_at({**moved, **moves})
+            if along is None:
+                trials.append(Trial(step_size, loss))
+            return loss
+
+        memory = dict(block[0].memory)
+        outcome = optimizer.search.search(line, first, evaluate, memory)
+    if not 0 <= outcome.step_size < math.inf:
+        raise ConfigurationError(
+            f"{optimizer.search!r} found the step size {outcome.step_size}. It must be a finite number, 0 to stay."
+        )
+    changed = {name: value for name, value in memory.items() if value != block[0].memory.get(name)}
+    for each in block:
+        each.memory.update(copy_memory(changed, changed))
+    report = SearchReport(
+        components=tuple(each.component.label for each in block),
+        status=outcome.status,
+        first_step_size=first,
+        step_size=outcome.step_size,
+        slope=line.slope,
+        trials=tuple(trials),
+    )
+    return report, [
+        _decision(each, step_size, outcome, len(trials))
+        for each, step_size in zip(block, scaled(outcome.step_size), strict=True)
+    ]
+
+
+def _decision(each: ComponentLine, step_size: float, outcome: Outcome, trials: int) -> Decision:
+    if outcome.step_size > 0:
+        return Decision(step_size, step_size, outcome.status, trials, outcome.loss)
+    return Decision(each.previous, 0.0, outcome.status, trials)
+
+
+def _evaluator(
+    optimizer: LineSearch, objective: Objective, interrupts: Interrupts, snapshot: Snapshot
+) -> Callable[[Mapping[int, tuple[float, Tensors]]], float]:
+    """A function that moves the parameters and returns the loss there, `inf` where it is not finite."""
+    parameters = parameters_of(optimizer.param_groups)
+    sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
+
+    def evaluate(moves: Mapping[int, tuple[float, Tensors]]) -> float:
+        def move_and_evaluate() -> list[float]:
+            snapshot.move(moves)
+            guard = WriteGuard(parameters)
+            loss = objective.local_trial(interrupts.interruptible)
+            guard.check()
+            return [loss]
+
+        (loss,) = objective.mean_over_ranks(move_and_evaluate)
+        return sign * loss if math.isfinite(loss) else math.inf
+
+    return evaluate
+
+
+def _check_blocks(optimizer: LineSearch, blocks: Sequence[Sequence[int]], n: int) -> None:
+    places = [place for block in blocks for place in block]
+    if not all(blocks) or len(set(places)) != len(places) or not set(places) <= set(range(n)):
+        raise ConfigurationError(
+            f"{optimizer.selection!r} selected the blocks {blocks}. Blocks are tuples of places in 0..{n - 1}; no "
+            "block is empty and no place occurs twice."
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- decide
+
+
+def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -> Plan:
+    """Everything that can still raise, before anything is written: step sizes that fit, merging, memory."""
+    if plan.decisions[0].status is Status.NONFINITE:
+        return plan
+    for each, decision in zip(lines, plan.decisions, strict=True):
+        for group in each.groups:
+            distance = group.lr * decision.applied
+            if distance > min((torch.finfo(p.dtype).max for p in group.parameters), default=math.inf):
+                raise ConfigurationError(
+                    f"The step size {distance:.3g} of component {each.component.label!r} is more than its parameters' "
+                    "number format can hold. Cap it with max_step_size."
+                )
+    merge = optimizer.merging.propose([decision.step_size for decision in plan.decisions], plan.memory)
+    if merge is not None and not (0 <= merge.kept < merge.absorbed < len(lines) and merge.step_size > 0):
+        raise ConfigurationError(
+            f"{optimizer.merging!r} proposed {merge}. It needs 0 ≤ kept < absorbed < {len(lines)} and a step size > 0."
+        )
+    declared = optimizer.memory_names
+    for memory in (plan.memory, *(each.memory for each in lines)):
+        for name, value in memory.items():
+            if name not in declared or not is_memory_value(value):
+                raise ConfigurationError(
+                    f"A part of the optimizer remembered {name} = {value!r}. It may keep numbers and lists of numbers "
+                    "under the names in its defaults(); of a tensor keep float(tensor)."
+                )
+    return replace(plan, merge=merge)
+
+
+# --------------------------------------------------------------------------------------------------------------- commit
+
+
+def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -> None:
+    """Write moments, parameters and numbers. Nothing of the parameters' size is allocated."""
+    for each, decision in zip(lines, plan.decisions, strict=True):
+        for group in each.groups:
+            group.group["step_size"] = decision.step_size
+            group.group.update(copy_memory(each.memory, each.memory))
+            if not group.parameters:
+                continue
+            optimizer.state.update(group.kept)
+            torch._foreach_add_([state["step"] for state in group.states], 1)
+            updates = optimizer.direction.update(group.grads, group.states, group.directions, group.group)
+            distance = group.lr * decision.applied
+            if distance == 0:
+                continue
+            if group.weight_decay != 0:
+                torch._foreach_mul_(group.parameters, 1 - distance * group.weight_decay)
+            torch._foreach_add_(group.parameters, updates, alpha=-distance)
+    if plan.merge is not None:
+        kept, absorbed = lines[plan.merge.kept], lines[plan.merge.absorbed]
+        for group in (*kept.groups, *absorbed.groups):
+            group.group["component"] = kept.component.label
+            group.group["step_size"] = plan.merge.step_size
+            group.group.update(copy_memory(kept.memory, kept.memory))
+    _write_to_all(optimizer, {**plan.memory, "steps": optimizer.param_groups[0]["steps"] + 1})
+
+
+def _write_to_all(optimizer: LineSearch, numbers: Memory) -> None:
+    for group in optimizer.param_groups:
+        group.update(copy_memory(numbers, numbers))
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def _report(optimizer: LineSearch, objective: Objective, lines: Sequence[ComponentLine], plan: Plan) -> StepReport:
+    shared = optimizer.param_groups[0]
+    nonfinite = plan.decisions[0].status is Status.NONFINITE
+    merges: tuple[tuple[str, str], ...] = ()
+    if plan.merge is not None:
+        merges = ((lines[plan.merge.kept].component.label, lines[plan.merge.absorbed].component.label),)
+    return StepReport(
+        step=shared["steps"] + (1 if nonfinite else 0),
+        loss=objective.value(),
+        components=tuple(
+            ComponentReport(
+                label=each.component.label,
+                status=decision.status,
+                step_size=decision.step_size,
+                slope=each.line.slope,
+                trials=decision.trials,
+                trial_loss=decision.trial_loss,
+            )
+            for each, decision in zip(lines, plan.decisions, strict=True)
+        ),
+        searches=plan.searches,
+        merges=merges,
+        forwards=objective.evaluations,
+        total_forwards=shared["forwards"],
+    )

@@ -1,0 +1,75 @@
+"""Warnings about how an optimizer is used, logged at its construction or after its first step."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from armijo.evaluation.reduction import Reduction
+
+__all__ = ["warn_about_half_precision", "warn_about_learning_rate", "warn_about_other_ranks"]
+
+logger = logging.getLogger("armijo")
+
+_HALF = (torch.float16, torch.bfloat16)
+_LEAST_FACTOR = 1e-2
+"""A smaller `lr` was probably meant as a learning rate."""
+
+
+def warn_about_learning_rate(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Warn if an `lr` looks like a learning rate."""
+    factors = [factor for group in groups if 0 < (factor := float(group["lr"])) < _LEAST_FACTOR]
+    if factors:
+        logger.warning(
+            "lr is %g. It is no learning rate here, but multiplies each step size that the search finds, so that the "
+            "model hardly moves. Leave it out; what bounds the step sizes is max_step_size.",
+            min(factors),
+        )
+
+
+def warn_about_half_precision(groups: Sequence[Mapping[str, Any]], loss: torch.Tensor) -> None:
+    """Warn if parameters or the loss are in half precision."""
+    dtypes = Counter(parameter.dtype for group in groups for parameter in group["params"])
+    half = [dtype for dtype in dtypes if dtype in _HALF]
+    if half:
+        logger.warning(
+            "%d of %d parameters are %s. A line search compares losses at weights that differ by little, and so few "
+            "digits show neither the move nor the decrease. Keep the weights in float32 (model.float()) and run the "
+            "forward under torch.autocast, with the loss computed in float32.",
+            sum(dtypes[dtype] for dtype in half),
+            sum(dtypes.values()),
+            " and ".join(_short_name(dtype) for dtype in half),
+        )
+    if loss.dtype in _HALF and math.isfinite(value := abs(float(loss))):
+        logger.warning(
+            "The loss is %s: near %.3g it moves in steps of %.1g, and a line search cannot see a smaller decrease. "
+            "Compute it in float32: criterion(logits.float(), labels).",
+            _short_name(loss.dtype),
+            value,
+            torch.finfo(loss.dtype).eps * 2.0 ** (math.frexp(value)[1] - 1),
+        )
+
+
+def warn_about_other_ranks(reduction: Reduction) -> None:
+    """Warn if torch.distributed runs and the model is not wrapped for it."""
+    from torch import distributed
+
+    if reduction.groups or not (distributed.is_available() and distributed.is_initialized()):
+        return
+    ranks = distributed.get_world_size()
+    if ranks > 1:
+        logger.warning(
+            "torch.distributed runs on %d ranks, and the model is wrapped neither in DistributedDataParallel nor by "
+            "fully_shard: this rank searches on its own loss. If the ranks train one model, pass "
+            "process_group=torch.distributed.group.WORLD to the optimizer, or they will diverge.",
+            ranks,
+        )
+
+
+def _short_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

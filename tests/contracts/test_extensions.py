@@ -1,0 +1,383 @@
+"""What a user can add in one class each: the parts of `extensions.py` in whole runs."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import armijo
+from armijo.components.splitting import split
+from contracts.extensions import (
+    AdaBelief,
+    BarzilaiBorwein,
+    HeavyBall,
+    JudgedByNextBatch,
+    LearnedRatios,
+    Lion,
+    NonMonotoneArmijo,
+    SmoothedArmijo,
+    WhileLossRose,
+    by_shape,
+)
+from problems import Problem, everything, same
+
+every = pytest.mark.parametrize
+Gradient = armijo.GradientDirection
+
+
+def line_search(problem: Problem, **parts: Any) -> armijo.LineSearch:
+    return armijo.LineSearch(problem.groups(), **parts)
+
+
+EXTENDED: dict[str, dict[str, Any]] = {
+    "Lion": {"direction": Lion()},
+    "AdaBelief": {"direction": AdaBelief()},
+    "Goldstein": {"search": armijo.Bracketing(armijo.Goldstein())},
+    "every third step": {"selection": armijo.Every(3)},
+    "while the loss rose": {"selection": WhileLossRose()},
+    "smoothed": {"search": armijo.Backtracking(SmoothedArmijo())},
+    "smoothed, in a cycle": {"search": armijo.Backtracking(SmoothedArmijo()), "selection": armijo.Cycle(2)},
+    "non-monotone": {"search": armijo.Backtracking(NonMonotoneArmijo()), "direction": Gradient()},
+    "Barzilai-Borwein": {
+        "direction": armijo.KeepLastUpdate(Gradient()),
+        "search": armijo.Backtracking(guess=BarzilaiBorwein()),
+    },
+    "learned ratios": {
+        "direction": armijo.KeepLastUpdate(armijo.AdamDirection((0.0, 0.999))),
+        "search": armijo.Backtracking(guess=LearnedRatios()),
+    },
+    "judged by the next batch": {
+        "direction": armijo.KeepLastUpdate(armijo.AdamDirection((0.0, 0.999))),
+        "search": JudgedByNextBatch(),
+        "partition": armijo.Together(),
+    },
+}
+
+
+@every("parts", EXTENDED.values(), ids=EXTENDED)
+def test_it_learns(parts: Any) -> None:
+    problem = Problem()
+    optimizer = line_search(problem, **parts)
+    losses = [float(optimizer.step(problem.closure())) for _ in range(60)]
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+
+
+def test_a_fixed_step_needs_no_criterion_and_no_guess() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = armijo.LineSearch([weight], direction=armijo.AdamDirection(), search=armijo.FixedStep(1e-3))
+    optimizer.step(lambda: weight.square().sum())
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 1 - 1e-3))
+    assert optimizer.report is not None
+    assert optimizer.report.components[0].status == "unsearched"
+    (search,) = optimizer.report.searches
+    assert (search.trials, search.step_size) == ((), 1e-3)
+
+
+def test_nothing_moves_along_a_direction_that_climbs() -> None:
+    problem = Problem(dtype=torch.float64)
+    problem.model.eval()
+    optimizer = armijo.LineSearch(problem.model.parameters(), direction=HeavyBall(), search=armijo.Backtracking())
+    climbing = 0
+    for _ in range(200):
+        before = [p.detach().clone() for p in problem.model.parameters()]
+        step_size = optimizer.param_groups[0]["step_size"]
+        optimizer.step(problem.closure())
+        assert optimizer.report is not None
+        (component,) = optimizer.report.components
+        stayed = all(map(torch.equal, before, problem.model.parameters()))
+        assert (component.status == "ascent") == (component.slope < 0)
+        if component.slope < 0:
+            climbing += 1
+            assert stayed
+            assert (component.trials, component.step_size) == (0, step_size)
+            assert optimizer.report.forwards == 1
+    assert climbing > 3
+
+
+# ---------------------------------------------------------------------------------------------------------- the memory
+
+
+def carry_state_dict(optimizer: armijo.LineSearch, build: Callable[[], armijo.LineSearch]) -> armijo.LineSearch:
+    file = BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    twin = build()
+    twin.load_state_dict(torch.load(file, weights_only=True))
+    return twin
+
+
+def carry_pickle(optimizer: armijo.LineSearch, build: Callable[[], armijo.LineSearch]) -> armijo.LineSearch:
+    return pickle.loads(pickle.dumps(optimizer))
+
+
+def carry_copy(optimizer: armijo.LineSearch, build: Callable[[], armijo.LineSearch]) -> armijo.LineSearch:
+    return copy.deepcopy(optimizer)
+
+
+def carry_accelerate(optimizer: armijo.LineSearch, build: Callable[[], armijo.LineSearch]) -> armijo.LineSearch:
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.Accelerator(cpu=True).prepare(optimizer).optimizer
+
+
+def carry_distributed_checkpoint(
+    optimizer: armijo.LineSearch, build: Callable[[], armijo.LineSearch]
+) -> armijo.LineSearch:
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model = nn.ParameterList([p for group in optimizer.param_groups for p in group["params"]])
+    state = get_optimizer_state_dict(model, optimizer)
+    twin = build()
+    for group in twin.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+    set_optimizer_state_dict(model, twin, state)
+    return twin
+
+
+MEMORY = {"smoothed": "mean_decrease", "non-monotone": "last_losses", "Barzilai-Borwein": "last_slope"}
+
+
+@every("carry", [carry_state_dict, carry_pickle, carry_copy, carry_accelerate, carry_distributed_checkpoint])
+@every("kind", MEMORY)
+def test_what_a_part_remembers_survives(kind: str, carry: Any) -> None:
+    problem = Problem()
+    optimizer = line_search(problem, **EXTENDED[kind])
+    for _ in range(5):
+        optimizer.step(problem.closure())
+    name = MEMORY[kind]
+    remembered = [group[name] for group in optimizer.param_groups]
+    assert all(remembered)
+    twin = carry(optimizer, lambda: line_search(problem, **EXTENDED[kind]))
+    assert [group[name] for group in twin.param_groups] == remembered
+    if isinstance(remembered[0], list):
+        lists = [group[name] for each in (optimizer, twin) for group in each.param_groups]
+        assert len({id(each) for each in lists}) == len(lists) or carry is carry_accelerate, "no list is shared"
+
+
+def test_a_resumed_run_with_memory_equals_the_uninterrupted_one() -> None:
+    ends = []
+    for interrupted in (False, True):
+        problem = Problem()
+        optimizer = line_search(problem, **EXTENDED["smoothed, in a cycle"])
+        for step in range(12):
+            if interrupted and step == 7:
+                optimizer = carry_state_dict(
+                    optimizer, lambda problem=problem: line_search(problem, **EXTENDED["smoothed, in a cycle"])
+                )
+            optimizer.step(problem.closure())
+        ends.append([p.detach().clone() for p in problem.model.parameters()])
+    assert all(map(torch.equal, *ends))
+
+
+@every("kind", ["smoothed", "while the loss rose", "judged by the next batch", "Barzilai-Borwein"])
+@every("at", [0, 1])
+def test_a_step_that_raises_leaves_the_memory_as_it_was(kind: str, at: int) -> None:
+    problem = Problem()
+    optimizer = line_search(problem, **EXTENDED[kind])
+    for _ in range(4):
+        optimizer.step(problem.closure())
+    before, calls, closure = everything(problem.model, optimizer), iter(range(99)), problem.closure()
+
+    def failing() -> torch.Tensor:
+        loss = closure()
+        if next(calls) == at:
+            raise RuntimeError("as asked for")
+        return loss
+
+    try:
+        optimizer.step(failing)
+    except RuntimeError:
+        assert same(before, everything(problem.model, optimizer))
+    else:
+        assert kind == "while the loss rose", "it made no trial that could fail"
+
+
+def test_a_nonfinite_step_leaves_the_memory_as_it_was() -> None:
+    problem = Problem()
+    optimizer = line_search(problem, **EXTENDED["Barzilai-Borwein"])
+    optimizer.step(problem.closure())
+    before = copy.deepcopy(optimizer.state_dict()["param_groups"])
+    closure = problem.closure()
+    optimizer.step(lambda: closure() * math.nan)
+    after = optimizer.state_dict()["param_groups"]
+    assert [{**group, "forwards": 0} for group in before] == [{**group, "forwards": 0} for group in after]
+
+
+def test_components_searched_together_share_what_the_search_remembers_and_keep_what_the_guess_does() -> None:
+    problem = Problem()
+    search = armijo.Backtracking(SmoothedArmijo(), BarzilaiBorwein())
+    optimizer = line_search(problem, direction=armijo.KeepLastUpdate(Gradient()), search=search)
+    for _ in range(3):
+        optimizer.step(problem.closure())
+    assert len({group["mean_decrease"] for group in optimizer.param_groups}) == 1
+    assert len({group["last_slope"] for group in optimizer.param_groups}) == len(optimizer.param_groups)
+
+
+def test_merging_keeps_the_memory_of_the_component_that_stays() -> None:
+    problem = Problem()
+    search = armijo.Backtracking(SmoothedArmijo())
+    optimizer = line_search(problem, search=search, selection=armijo.EachAlone(0))
+    for _ in range(3):
+        optimizer.step(problem.closure())
+    kept = optimizer.param_groups[0]["n_searches"], optimizer.param_groups[1]["mean_decrease"]
+    assert optimizer.param_groups[0]["mean_decrease"] != kept[1]
+    optimizer.merging = armijo.MergeSmallest(1e9)
+    optimizer.selection = armijo.Every(100)  # no search now, so that nothing else is written
+    optimizer.step(problem.closure())
+    assert optimizer.report is not None
+    ((label, absorbed),) = optimizer.report.merges
+    merged = [g for g in optimizer.param_groups if g["component"] == label]
+    assert len(merged) == 2, absorbed
+    assert merged[0]["mean_decrease"] == merged[1]["mean_decrease"]
+
+
+def test_a_group_that_joins_a_component_takes_its_memory_over_and_another_starts_anew() -> None:
+    problem = Problem()
+    first, second, *others = problem.groups()
+    search = armijo.Backtracking(NonMonotoneArmijo())
+    optimizer = armijo.LineSearch([first], search=search)
+    for _ in range(2):
+        optimizer.step(problem.closure())
+    optimizer.add_param_group({**second, "component": first["component"]})
+    optimizer.add_param_group(others[0])
+    lists = [group["last_losses"] for group in optimizer.param_groups]
+    assert lists[0] == lists[1] != []
+    assert lists[0] is not lists[1]
+    assert lists[2] == []
+
+
+# -------------------------------------------------------------------------------------------- parts that cannot be used
+
+
+class Forgetful(armijo.Growth):
+    def defaults(self) -> dict[str, Any]:
+        return {"lr": 1.0}
+
+
+class KeepsTensors(armijo.Growth):
+    def defaults(self) -> dict[str, Any]:
+        return {"last": 0.0}
+
+    def next(self, step_size: float, line: armijo.Line, memory: Any) -> float:
+        memory["last"] = torch.ones(())
+        return step_size
+
+
+class Undeclared(armijo.Growth):
+    def next(self, step_size: float, line: armijo.Line, memory: Any) -> float:
+        memory["last"] = 1.0
+        return step_size
+
+
+class Backwards(armijo.Growth):
+    def next(self, step_size: float, line: armijo.Line, memory: Any) -> float:
+        return -step_size
+
+
+class Twice(armijo.Jointly):
+    def blocks(self, lines: Any, step: int, memory: Any) -> Any:
+        return ((0,), (0,))
+
+
+class Elsewhere(armijo.Jointly):
+    def blocks(self, lines: Any, step: int, memory: Any) -> Any:
+        return ((len(lines),),)
+
+
+class Endless(armijo.FixedStep):
+    def search(self, line: Any, first: float, evaluate: Any, memory: Any) -> armijo.Outcome:
+        return armijo.Outcome(math.inf, armijo.Status.UNSEARCHED)
+
+
+class Hasty(armijo.NeverMerge):
+    def propose(self, step_sizes: Any, memory: Any) -> armijo.Merge:
+        return armijo.Merge(1, 0, 1.0)
+
+
+class NoPart:
+    pass
+
+
+@every(
+    ("parts", "words"),
+    [
+        ({"search": armijo.Backtracking(guess=Forgetful())}, "names lr in its defaults"),
+        ({"search": armijo.Backtracking(SmoothedArmijo()), "selection": NoPart()}, r"no method .*blocks.*armijo\.Sel"),
+        ({"direction": armijo.GradientDirection}, r"pass an instance: GradientDirection\("),
+        ({"selection": armijo.Jointly}, "selection is the class Jointly"),
+        ({"search": armijo.Armijo(0.1)}, r"no method initial_step_size.*armijo\.Search"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused_when_the_optimizer_is_built(parts: Any, words: str) -> None:
+    with pytest.raises(armijo.ConfigurationError, match=words):
+        armijo.LineSearch([nn.Parameter(torch.ones(2))], **parts)
+
+
+class CyclesToo(armijo.Growth):
+    def defaults(self) -> dict[str, Any]:
+        return {"cycle_place": 0}
+
+
+def test_two_parts_with_one_name_are_refused() -> None:
+    search = armijo.Backtracking(guess=CyclesToo())
+    with pytest.raises(armijo.ConfigurationError, match="remember 'cycle_place'"):
+        armijo.LineSearch([nn.Parameter(torch.ones(2))], search=search, selection=armijo.Cycle())
+
+
+@every(
+    ("parts", "words"),
+    [
+        ({"search": armijo.Backtracking(guess=KeepsTensors())}, r"remembered last.*float\(tensor\)"),
+        ({"search": armijo.Backtracking(guess=Undeclared())}, "names in its defaults"),
+        ({"search": armijo.Backtracking(guess=Backwards())}, "must be a positive number"),
+        ({"selection": Twice()}, "no place occurs twice"),
+        ({"selection": Elsewhere()}, "places in 0..3"),
+        ({"search": Endless(1.0)}, "must be a finite number"),
+        ({"merging": Hasty()}, "kept < absorbed"),
+        ({"search": JudgedByNextBatch()}, "last_update"),
+    ],
+)
+def test_a_part_that_answers_nonsense_is_named_and_nothing_is_written(parts: Any, words: str) -> None:
+    problem = Problem()
+    optimizer = line_search(problem, **parts)
+    before = everything(problem.model, optimizer)
+
+    def steps() -> None:
+        nonlocal before
+        for _ in range(3):
+            before = everything(problem.model, optimizer)
+            optimizer.step(problem.closure())
+
+    with pytest.raises(armijo.ConfigurationError, match=words):
+        steps()
+    assert same(before, everything(problem.model, optimizer))
+
+
+def test_a_splitting_rule_is_a_function() -> None:
+    groups = split(Problem().model, by=by_shape)
+    assert [group["component"] for group in groups] == ["matrices", "vectors"]
+
+
+# --------------------------------------------------------------------------------------------------------- the reports
+
+
+def test_each_search_is_reported_with_its_trials() -> None:
+    problem = Problem()
+    optimizer = armijo.PLASLS(problem.groups(), selection=armijo.EachAlone(joint_steps=1))
+    optimizer.step(problem.closure())
+    assert optimizer.report is not None
+    (search,) = optimizer.report.searches
+    assert search.components == tuple(component.label for component in optimizer.components)
+    assert search.trials[0].step_size == search.first_step_size == 0.1 * 2 ** (1 / 500)
+    assert armijo.Trial(search.step_size, optimizer.report.components[0].trial_loss) in search.trials
+    assert search.slope == pytest.approx(sum(component.slope for component in optimizer.report.components))
+    optimizer.step(problem.closure())
+    assert [search.components for search in optimizer.report.searches] == [(c.label,) for c in optimizer.components]
+    assert optimizer.report.forwards == 1 + sum(len(search.trials) for search in optimizer.report.searches)
+    assert [len(s.trials) for s in optimizer.report.searches] == [c.trials for c in optimizer.report.components]
