@@ -5,7 +5,7 @@ that the method estimates), `weight_decay`, `schedule`, `warmup`. `schedulefree`
 `ldog`: `average` (yes, no). `momo`, `momo-adam`: `lr`, an upper limit. `gen`: `lr`, `every` (steps between corrections
 of the learning rate).
 
-None of them is resumable: the packages keep state that `state_dict` does not return.
+None of them is marked resumable: it is not established that `state_dict` returns their whole state.
 """
 
 from __future__ import annotations
@@ -386,7 +386,7 @@ ROWS: tuple[MethodRow, ...] = (
     MethodRow(
         "gen",
         keys={"lr": positive, "every": integer(1)},
-        # A correction changes the learning rate by a tenth at most, so the start matters.
+        # A fitted correction raises the learning rate by a tenth at most, so the first value matters.
         defaults={"lr": 1e-4, "every": 4},
         package=Package("GeN", "gen-optim"),
         build=_build_gen,

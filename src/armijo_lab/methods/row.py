@@ -64,7 +64,8 @@ class MethodRow:
         defaults: The values of arguments that the user does not give; empty if the library's defaults apply.
         package: The package that the optimizer needs besides torch and armijo; `None` for none.
         searches: Whether it is one of armijo's line searches.
-        resumable: Whether a checkpoint of `Stepper.state_dict` holds the optimizer's whole state.
+        resumable: Whether a checkpoint of `Stepper.state_dict` holds the optimizer's whole state; false if that is not
+            established.
         distributed: Whether ranks that share a batch take the same step. An optimizer that reads the loss of its own
             rank's rows does not.
     """
