@@ -34,7 +34,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from armijo_lab import methods, models, ranks, stepping
+from armijo_lab import methods, models, ranks
 from armijo_lab.errors import BadInputError
 from armijo_lab.names import counted
 from armijo_lab.results import records
@@ -590,7 +590,7 @@ class _Training:
             progress.nonfinite_since = None
         elif progress.nonfinite_since is None:
             progress.nonfinite_since = progress.step
-        progress.failed_searches += any(component["status"] in stepping.FAILURES for component in taken.components)
+        progress.failed_searches += any(component["status"] in methods.FAILURES for component in taken.components)
         progress.merges += [[progress.step, kept, absorbed] for kept, absorbed in taken.merges]
         return {
             "step": progress.step,

@@ -1,20 +1,85 @@
 import copy
 import dataclasses
+import importlib.metadata
+import importlib.util
 import json
 import math
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import armijo
-from armijo_lab import methods, models, stepping
+from armijo_lab import methods, models
 from armijo_lab.errors import BadInputError
+from armijo_lab.methods import ours
 from lab import tiny
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return models.load(str(tiny.save_model(tmp_path_factory.mktemp("m") / "tiny")), tiny.task())[0]
+
+
+def sample(parser):
+    """A text that a key's parser accepts."""
+    for text in ("0.25", "3", "constant", "joint", "projection", "minimum", "moved", "no"):
+        try:
+            parser(text)
+        except ValueError:
+            continue
+        return text
+    raise AssertionError("no sample fits; add one above")
+
+
+@pytest.mark.parametrize("row", methods.ROWS.values(), ids=methods.NAMES)
+def test_a_row_is_complete(row, model):
+    assert methods.ROWS[row.name] is row
+    assert row.keys
+    # The library has the defaults of the line searches; every other argument has one in its row.
+    assert set(row.defaults) == (set() if row.searches else set(row.keys))
+    assert methods.parse(row.name).settings == row.defaults
+    written = ",".join(f"{key}={value}" for key, value in row.defaults.items())
+    assert methods.parse(f"{row.name}:{written}").arguments == row.defaults
+    if row.package is None:
+        return
+    spec = importlib.util.find_spec(row.package.module)
+    if spec is None:
+        with pytest.raises(BadInputError, match=f"pip install {row.package.distribution}"):
+            methods.parse(row.name).build(model, 1)
+    else:
+        importlib.metadata.distribution(row.package.distribution)
+    extras = importlib.metadata.requires("armijo") or []
+    required = {re.split(r"[^\w.-]", line)[0].lower() for line in extras if "rivals" in line}
+    assert row.package.distribution.lower() in required
+
+
+@pytest.mark.parametrize(("name", "key"), [(row.name, key) for row in methods.ROWS.values() for key in row.keys])
+def test_every_argument_survives_a_round_trip(name, key):
+    parser = methods.ROWS[name].keys[key]
+    text = sample(parser)
+    method = methods.parse(f" {name.upper()} : {key} = {text} ")
+    assert (method.name, method.arguments) == (name, {key: parser(text)})
+    assert method.settings[key] == method.shown[key] == parser(text)
+    assert methods.parse(f"{name}:{key}={method.arguments[key]}").arguments == method.arguments
+    with pytest.raises(BadInputError, match=f"{key} must be .*, not '☃'"):
+        methods.parse(f"{name}:{key}=☃")
+
+
+def test_the_names_come_without_torch():
+    blocked = ["torch", "armijo", "numpy", *{row.package.module for row in methods.ROWS.values() if row.package}]
+    code = f"""
+import sys
+for name in {blocked}:
+    sys.modules[name] = None
+from armijo_lab import methods
+for name in methods.NAMES:
+    methods.parse(name).settings
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", methods.NAMES)
@@ -62,7 +127,7 @@ def test_what_averages_is_judged_by_its_average(name, model):
 
 
 def test_a_tie_is_a_trial_with_the_loss_of_the_start():
-    criterion = stepping._CountedTies(armijo.Armijo(0.1))
+    criterion = ours._CountedTies(armijo.Armijo(0.1))
     line = armijo.Line(loss=1.0, slope=1.0)
     for loss, ties in ((1.0, 1), (0.5, 1), (1.0 + 1e-15, 1), (1.0, 2)):
         trial = armijo.Trial(0.1, loss)
@@ -87,7 +152,7 @@ def test_salsa_repeats_itself_under_dropout(model):
 
 
 def test_a_package_that_is_missing_is_named(model, monkeypatch):
-    monkeypatch.setattr(methods.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInputError, match=r"pip install SaLSa-Optimizer"):
         methods.parse("salsa").build(model, 1)
 
@@ -103,7 +168,7 @@ def test_arguments_reach_the_optimizer(model):
     optimizer = methods.parse(text).build(model, 1).optimizer
     assert {group["component"] for group in optimizer.param_groups} == {"query", "key", "value", "rest"}
     assert optimizer.turn == armijo.Jointly()
-    assert optimizer.criterion.judge == armijo.Armijo(0.2)
+    assert optimizer.criterion.criterion == armijo.Armijo(0.2)
     assert optimizer.direction == armijo.Adam((0.0, 0.999))
     assert {group["max_step_size"] for group in optimizer.param_groups} == {0.5}
     paper = methods.parse("paper-plasls:schedule=each,joint_steps=2,n_groups=1").build(model, 1).optimizer
@@ -179,7 +244,7 @@ def test_schedules(schedule, expected, model):
         ("adam:warmup=2", "at least 0 and at most 1"),
         ("plasls:split=rows", "layer, projection, module or tensor"),
         ("plasls:n_groups=0", "whole number of at least 1"),
-        ("plasls:n_groups=1.5", "or layers for as many"),
+        ("plasls:n_groups=1.5", "or layers for one group per layer"),
         ("plasls:split=tensor,n_groups=2", "use split=layer"),
         ("paper-plasls:schedule=all", "cycle, each or joint"),
         ("paper-plasls:merge=mean", "takes no 'merge'"),
@@ -199,3 +264,12 @@ def test_what_the_library_refuses_is_bad_input(model):
         methods.parse("adamsls:c=2").build(model, 1)
     with pytest.raises(BadInputError, match=r"n_groups"):
         methods.parse("plasls:n_groups=9").build(model, 1)
+    with pytest.raises(BadInputError, match=r"'plasls:n_groups=layers' cannot be built: .* give a number"):
+        methods.parse("plasls:n_groups=layers").build(WithoutLayerCount(), 1)
+
+
+class WithoutLayerCount(torch.nn.Linear):
+    config = None
+
+    def __init__(self):
+        super().__init__(2, 2)

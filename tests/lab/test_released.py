@@ -6,7 +6,7 @@ import copy
 import torch
 
 import armijo.paper
-from armijo_lab.released import ReleasedOrder
+from armijo_lab.methods.released import ReleasedOrder
 
 
 def make():

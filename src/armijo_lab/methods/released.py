@@ -1,9 +1,9 @@
-"""PLASLS as its released code orders it: the thing under study where one asks what makes components freeze.
+"""PLASLS with the order of updates of its released code, which a study compares with the paper's equation.
 
-In the cyclic phase of the published code the components move one after the other while the search runs. So component l
-is searched with the components before it already moved, by their momentum and not yet tested, against the loss from
-before they moved; where those moves raise the loss of the batch, no step size can pass. `armijo.paper.PLASLS` searches
-first, from w_k, as the paper's equation says.
+In the cyclic phase of the released code, components are updated one after the other while the search runs. When
+component l is searched, the components before it have already moved along their momentum, untested, and the trials are
+compared with the loss from before they moved. If those moves raise the loss of the batch, no step size can pass.
+`armijo.paper.PLASLS` searches first, from w_k, as in the paper's equation.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["ReleasedOrder"]
 
 
 class ReleasedOrder(armijo.paper.PLASLS):
-    """`armijo.paper.PLASLS`, but with the components before the searched one already moved while it is searched.
+    """`armijo.paper.PLASLS`, but each search starts after the components before the searched one have moved.
 
     Attributes:
-        moved_loss: After a search that failed, the loss where it began: the components before the searched one moved,
-            this one at η = 0. It is what the line begins with, and f_k is what it was held against. `None` otherwise.
+        moved_loss: After a search that failed: the loss at its starting point, with the components before the searched
+            one moved and the searched one at η = 0. The search compared its trials with f_k instead. `None` otherwise.
     """
 
     moved_loss: float | None = None
@@ -34,7 +34,7 @@ class ReleasedOrder(armijo.paper.PLASLS):
     ) -> None:
         first = places[0]
         self.moved_loss = None
-        # The joint steps of the released code move everything at once, as ours do.
+        # In a joint step the released code moves everything at once, as the library does.
         if len(places) > 1 or first == 0:
             super()._search_block(moves, places, objective, interrupts, sign)
             return
@@ -52,7 +52,7 @@ class ReleasedOrder(armijo.paper.PLASLS):
                 torch._foreach_copy_(parameters, start)
 
     def _applied(self, group: Any) -> list[torch.Tensor]:
-        """What the commit will move along, from copies of the moments."""
+        """Return the direction that the commit will apply, computed on copies of the moments."""
         states = [{key: value.clone() for key, value in state.items()} for state in group.states]
         torch._foreach_add_([state["step"] for state in states], 1)
         return self.direction.commit(group.grads, states, [d.clone() for d in group.directions], group.group)

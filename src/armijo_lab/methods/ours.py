@@ -1,0 +1,269 @@
+"""armijo's line searches, and the variants of the paper that they come from.
+
+Arguments of all: `c` and `initial_step_size`.
+
+Arguments of `adamsls`, `plasls` and `sgdsls`: `weight_decay`, `max_step_size`, and except for `sgdsls` `beta1` and
+`beta2`.
+
+Arguments of `plasls`: `split` (layer, projection, module, tensor); `n_groups`, with split=layer (a number, or layers
+for one group per layer); `schedule` (cycle, each, joint); `joint_steps`; `merge` (mean, geometric_mean, minimum,
+neighbour, never); `merge_below`.
+
+Arguments of the `paper-` variants: `growth`, `shrink` and `max_trials`; `paper-plasls` also takes those of `plasls`
+except `merge`, and `baseline` (isolated, or moved for the order of updates in the released code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from armijo_lab.errors import BadInputError
+from armijo_lab.methods.base import Loss, Stepper, StepResult
+from armijo_lab.methods.row import (
+    Build,
+    Keys,
+    MethodRow,
+    choice,
+    fraction,
+    integer,
+    number,
+    positive,
+    trainable_parameters,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from armijo.search.records import Line, Trial
+
+__all__ = ["PAPER_ROWS", "ROWS", "SearchStepper"]
+
+
+class SearchStepper(Stepper):
+    """Steps with armijo's optimizers, whose `step` takes the closure."""
+
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__(optimizer)
+        self._counter = optimizer.criterion = _CountedTies(optimizer.criterion)
+
+    def step(self, *parts: Loss) -> StepResult:
+        """Search for the step sizes and update the parameters."""
+        self._counter.ties = 0
+        loss = self.optimizer.step(parts[0] if len(parts) == 1 else self._accumulate(parts)).item()
+        report = self.optimizer.report
+        return StepResult(
+            loss,
+            forwards=report.forwards // len(parts),
+            components=[
+                {
+                    "label": component.label,
+                    "status": str(component.status),
+                    "step_size": component.step_size,
+                    "slope": component.slope,
+                    "trials": component.trials,
+                    "trial_loss": component.trial_loss,
+                }
+                for component in report.components
+            ],
+            merges=[list(merge) for merge in report.merges],
+            ties=self._counter.ties,
+            moved_loss=getattr(self.optimizer, "moved_loss", None),
+        )
+
+    def _accumulate(self, parts: Sequence[Loss]) -> Any:
+        """Return the objective that sums the parts, with their gradients accumulated."""
+        from armijo import Objective
+
+        self.optimizer.zero_grad(set_to_none=True)
+        objective = Objective()
+        for part in parts:
+            objective.baseline(part).backward()
+        return objective
+
+    def components(self) -> list[dict[str, Any]]:
+        """Return label, step size and parameter count of each component."""
+        groups = self.optimizer.param_groups
+        return [
+            {
+                "label": component.label,
+                "step_size": float(groups[component.groups[0]]["step_size"]),
+                "parameters": sum(p.numel() for index in component.groups for p in groups[index]["params"]),
+            }
+            for component in self.optimizer.partition.components([group["component"] for group in groups])
+        ]
+
+
+class _CountedTies:
+    """Wraps a criterion and counts the trials whose loss is exactly the loss at the start.
+
+    Args:
+        criterion: The criterion that decides.
+    """
+
+    def __init__(self, criterion: Any) -> None:
+        self.criterion = criterion
+        self.ties = 0
+
+    def violation(self, line: Line, trial: Trial) -> float:
+        self.ties += trial.loss == line.loss
+        return self.criterion.violation(line, trial)
+
+
+def _builder(make: Callable[[nn.Module, dict[str, Any]], Optimizer]) -> Build:
+    """Turn a function from model and settings to an optimizer into a row's `build`."""
+
+    def build(model: nn.Module, settings: dict[str, Any], total_steps: int) -> Stepper:
+        from armijo.errors import ArmijoError
+
+        try:
+            return SearchStepper(make(model, settings))
+        except ArmijoError as error:
+            raise BadInputError(str(error)) from error
+
+    return build
+
+
+def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    import armijo
+
+    return armijo.AdamSLS(trainable_parameters(model), **_join_betas(settings))
+
+
+def _make_sgdsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    import armijo
+
+    return armijo.SGDSLS(trainable_parameters(model), **settings)
+
+
+def _make_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    import armijo
+
+    if "schedule" in settings or "joint_steps" in settings:
+        joint_steps = settings.pop("joint_steps", armijo.Cycle().joint_steps)
+        settings["turn"] = _schedule(settings.pop("schedule", "cycle"))(joint_steps)
+    if "merge" in settings or "merge_below" in settings:
+        settings["merging"] = _merging(settings.pop("merge", "mean"), settings.pop("merge_below", None))
+    settings = _join_betas(settings)
+    return armijo.PLASLS(_split(model, settings), **settings)
+
+
+def _make_paper_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    import armijo.paper
+
+    optimizer_class = armijo.paper.PLASLS
+    if settings.pop("baseline", "isolated") == "moved":
+        from armijo_lab.methods.released import ReleasedOrder
+
+        optimizer_class = ReleasedOrder
+    if "schedule" in settings:
+        settings["schedule"] = _schedule(settings["schedule"])
+    return optimizer_class(_split(model, settings), **settings)
+
+
+def _make_paper_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    import armijo.paper
+
+    return armijo.paper.AdamSLS(trainable_parameters(model), **settings)
+
+
+def _make_paper_sgdsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    import armijo.paper
+
+    return armijo.paper.SGDSLS(trainable_parameters(model), **settings)
+
+
+def _split(model: nn.Module, settings: dict[str, Any]) -> Any:
+    """Split the model into parameter groups; removes `split` and `n_groups` from the settings."""
+    import armijo
+
+    by, n_groups = settings.pop("split", "layer"), settings.pop("n_groups", None)
+    if n_groups == "layers":
+        n_groups = _layer_count(model)
+    return armijo.split(model, by=by, n_groups=n_groups)
+
+
+def _layer_count(model: nn.Module) -> int:
+    from armijo_lab.models import inner
+
+    layers = getattr(inner(model).config, "num_hidden_layers", None)
+    if not isinstance(layers, int):
+        raise BadInputError(
+            "n_groups=layers needs the number of layers, and the model's configuration has no num_hidden_layers; give "
+            "a number, as in n_groups=4."
+        )
+    return layers
+
+
+def _schedule(name: str) -> Callable[[int], Any]:
+    """Return what makes the schedule of searched components from the number of joint steps."""
+    import armijo
+
+    if name == "joint":
+        return lambda joint_steps: armijo.Jointly()
+    return {"cycle": armijo.Cycle, "each": armijo.EachInTurn}[name]
+
+
+def _merging(rule: str, below: float | None) -> Any:
+    import armijo
+
+    if rule == "never":
+        return armijo.NeverMerge()
+    threshold: dict[str, Any] = {} if below is None else {"below": below}
+    if rule == "neighbour":
+        return armijo.MergeNeighbours(**threshold)
+    return armijo.MergeSmallest(**threshold, rule=cast(Any, rule))
+
+
+def _join_betas(settings: dict[str, Any]) -> dict[str, Any]:
+    """Replace `beta1` and `beta2` by the pair `betas`."""
+    if "beta1" in settings or "beta2" in settings:
+        settings["betas"] = (settings.pop("beta1", 0.9), settings.pop("beta2", 0.999))
+    return settings
+
+
+def _group_count(text: str) -> int | str:
+    if text == "layers":
+        return text
+    try:
+        return integer(1)(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or layers for one group per layer") from None
+
+
+_COMMON: Keys = {"c": positive, "initial_step_size": positive}
+_RECOMMENDED: Keys = {**_COMMON, "weight_decay": number(0), "max_step_size": positive}
+_PAPER: Keys = {**_COMMON, "growth": number(1), "shrink": fraction, "max_trials": integer(1)}
+_BETAS: Keys = {"beta1": fraction, "beta2": fraction}
+_SPLIT: Keys = {
+    "split": choice("layer", "projection", "module", "tensor"),
+    "n_groups": _group_count,
+    "schedule": choice("cycle", "each", "joint"),
+    "joint_steps": integer(0),
+    "merge_below": number(0),
+}
+_MERGE: Keys = {"merge": choice("mean", "geometric_mean", "minimum", "neighbour", "never")}
+
+# None has defaults here: those of the library apply.
+ROWS: tuple[MethodRow, ...] = (
+    MethodRow("adamsls", keys={**_RECOMMENDED, **_BETAS}, build=_builder(_make_adamsls), searches=True),
+    MethodRow(
+        "plasls",
+        keys={**_SPLIT, **_MERGE, **_RECOMMENDED, **_BETAS},
+        build=_builder(_make_plasls),
+        searches=True,
+    ),
+    MethodRow("sgdsls", keys=_RECOMMENDED, build=_builder(_make_sgdsls), searches=True),
+)
+
+PAPER_ROWS: tuple[MethodRow, ...] = (
+    MethodRow(
+        "paper-plasls",
+        keys={**_SPLIT, **_PAPER, "baseline": choice("isolated", "moved")},
+        build=_builder(_make_paper_plasls),
+        searches=True,
+    ),
+    MethodRow("paper-adamsls", keys=_PAPER, build=_builder(_make_paper_adamsls), searches=True),
+    MethodRow("paper-sgdsls", keys=_PAPER, build=_builder(_make_paper_sgdsls), searches=True),
+)
