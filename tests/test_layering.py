@@ -13,16 +13,21 @@ STDLIB, TORCH, ANY = "stdlib", "torch", "any"
 # module prefix -> (what of ours it may import, what else it may import)
 LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
     "armijo.errors": ((), STDLIB),
+    "armijo.interrupts": ((), STDLIB),
     "armijo.search": (("armijo.errors", "armijo.search"), STDLIB),
     "armijo.components": (("armijo.errors", "armijo.search", "armijo.components"), STDLIB),
-    "armijo.evaluation": (("armijo.errors", "armijo.search", "armijo.components", "armijo.evaluation"), TORCH),
-    "armijo.directions": (("armijo.errors", "armijo.search", "armijo.components", "armijo.directions"), TORCH),
-    "armijo.snapshot": (("armijo.errors", "armijo.search"), TORCH),
-    "armijo.observers.report": (("armijo.errors", "armijo.search"), TORCH),
+    "armijo.evaluation": (("armijo.errors", "armijo.evaluation"), TORCH),
+    "armijo.directions": (("armijo.errors", "armijo.directions"), TORCH),
+    "armijo.snapshot": ((), TORCH),
+    "armijo.checks": (("armijo.errors", "armijo.search", "armijo.directions"), TORCH),
+    "armijo.observers.report": (("armijo.search",), STDLIB),
+    "armijo.observers.health": (("armijo.search", "armijo.observers.report"), STDLIB),
     "armijo.observers.recorder": (("armijo.errors", "armijo.search", "armijo.observers.report"), TORCH),
-    "armijo.interrupts": ((), STDLIB),
-    "armijo.checks": (("armijo.errors", "armijo.directions"), TORCH),
-    "armijo.optimizer": (
+    # Drawing and tensorboard need a package each, and nothing else of ours may import them.
+    "armijo.observers.matplotlib": (("armijo.errors", "armijo.search", "armijo.observers"), ANY),
+    "armijo.observers.tensorboard": (("armijo.errors", "armijo.search", "armijo.observers"), ANY),
+    "armijo.observers": ((), STDLIB),
+    "armijo.step": (
         (
             "armijo.errors",
             "armijo.interrupts",
@@ -33,6 +38,22 @@ LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
             "armijo.directions",
             "armijo.snapshot",
             "armijo.observers.report",
+            "armijo.step",
+        ),
+        TORCH,
+    ),
+    "armijo.optimizer": (
+        (
+            "armijo.errors",
+            "armijo.interrupts",
+            "armijo.checks",
+            "armijo.search",
+            "armijo.components",
+            "armijo.evaluation",
+            "armijo.directions",
+            "armijo.observers.report",
+            "armijo.observers.health",
+            "armijo.step",
         ),
         TORCH,
     ),
@@ -42,6 +63,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
     "armijo": (("armijo",), TORCH),
     "armijo_lab": (("armijo", "armijo_lab"), ANY),
 }
+OPTIONAL = ("armijo.integrations", "armijo.observers.matplotlib", "armijo.observers.tensorboard")
 
 
 def modules() -> dict[str, Path]:
@@ -101,10 +123,11 @@ def test_importing_armijo_needs_torch_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_library_imports_no_integration() -> None:
+def test_the_library_imports_nothing_that_needs_another_package() -> None:
     for module, path in modules().items():
-        if within(module, "armijo") and not within(module, "armijo.integrations"):
-            assert not any(within(imported, "armijo.integrations") for imported in imports(path)), module
+        if within(module, "armijo") and not any(within(module, optional) for optional in OPTIONAL):
+            for imported in imports(path):
+                assert not any(within(imported, optional) for optional in OPTIONAL), module
 
 
 def test_results_never_train() -> None:

@@ -6,7 +6,7 @@ Every check runs before anything is changed, and its error says what to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from numbers import Real
 from typing import Any
 
@@ -84,7 +84,7 @@ def check_params(params: object, name: str) -> None:
 
 
 def check_group(
-    group: Mapping[str, Any], first: Mapping[str, Any], direction: Direction, memory: Iterable[str]
+    group: Mapping[str, Any], first: Mapping[str, Any], direction: Direction, memory: Mapping[str, Any]
 ) -> None:
     """Check the values of a parameter group.
 
@@ -92,7 +92,7 @@ def check_group(
         group: The group, complete.
         first: The optimizer's first group, which may be the same.
         direction: Checks its own hyperparameters.
-        memory: The names of what the parts remember.
+        memory: What the parts remember, with its first values.
 
     Raises:
         ConfigurationError: A value is out of its range, a parameter is complex, or the group would climb where the
@@ -114,13 +114,13 @@ def check_group(
         )
 
 
-def check_values(group: Mapping[str, Any], direction: Direction, memory: Iterable[str]) -> None:
+def check_values(group: Mapping[str, Any], direction: Direction, memory: Mapping[str, Any]) -> None:
     """Check the values of a parameter group that users and schedulers may change between steps.
 
     Args:
         group: The group, complete.
         direction: Checks its own hyperparameters.
-        memory: The names of what the parts remember.
+        memory: What the parts remember, with its first values.
 
     Raises:
         ConfigurationError: One is out of its range.
@@ -139,8 +139,8 @@ def check_values(group: Mapping[str, Any], direction: Direction, memory: Iterabl
         if key != "max_step_size" and math.isinf(value):
             raise ConfigurationError(f"{key} is infinite; it must be a finite number.")
     for key in memory:
-        if not is_memory_value(group[key]):
-            raise ConfigurationError(f"{key} is {group[key]!r}; it must be a number or a list of numbers.")
+        if not is_memory_value(group[key], memory[key]):
+            raise ConfigurationError(f"{key} is {group[key]!r}; it must be of the same kind as {memory[key]!r}.")
     direction.validate(group)
 
 
@@ -149,7 +149,7 @@ def check_state(
     groups: Sequence[Mapping[str, Any]],
     needed: Set[str],
     direction: Direction,
-    memory: Iterable[str],
+    memory: Mapping[str, Any],
     name: str,
 ) -> None:
     """Check a state, as `state_dict` returns it, before it is loaded.
@@ -159,7 +159,7 @@ def check_state(
         groups: The optimizer's own groups.
         needed: The keys that every group must have.
         direction: Knows the moments of a parameter.
-        memory: The names of what the parts remember.
+        memory: What the parts remember, with its first values.
         name: The optimizer's name, for errors.
 
     Raises:
@@ -198,7 +198,7 @@ def check_state(
         )
     try:
         for group, own in zip(saved_groups, groups, strict=True):
-            check_group({**group, "params": own["params"]}, saved_groups[0], direction, memory)
+            check_group({**memory, **group, "params": own["params"]}, saved_groups[0], direction, memory)
             for key in SHARED:
                 if not isinstance(group[key], int) or group[key] < 0 or group[key] != saved_groups[0][key]:
                     raise ConfigurationError(f"{key} is {group[key]!r}; it must be a count, alike in every group.")

@@ -25,7 +25,7 @@ from armijo.observers.health import HealthMonitor
 from armijo.observers.report import Observer, StepReport
 from armijo.search.backtracking import Backtracking
 from armijo.search.base import Search
-from armijo.search.memory import combine_memory, copy_memory
+from armijo.search.memory import Memory, combine_memory, copy_memory
 from armijo.step.guards import parameters_of
 from armijo.step.lines import fresh_state
 from armijo.step.step import take_step
@@ -137,9 +137,9 @@ class LineSearch(Optimizer):
         return self.partition.components([group["component"] for group in self.param_groups])
 
     @property
-    def memory_names(self) -> frozenset[str]:
-        """The keys of a parameter group under which the parts keep what they remember."""
-        return frozenset(combine_memory(self.search, self.selection, self.merging))
+    def memory_defaults(self) -> Memory:
+        """What the parts remember in each parameter group, by key, with its first values."""
+        return combine_memory(self.search, self.selection, self.merging)
 
     # ------------------------------------------------------------------------------------------ what torch expects
 
@@ -164,13 +164,13 @@ class LineSearch(Optimizer):
         try:
             super().add_param_group(param_group)
             added = self.param_groups[-1]
-            check_group(added, self.param_groups[0], self.direction, self.memory_names)
+            check_group(added, self.param_groups[0], self.direction, self.memory_defaults)
             for component in self.components:
                 if before in component.groups[1:]:
                     first = self.param_groups[component.groups[0]]
                     added.update({name: first[name] for name in inherited})
             # No two groups hold the same list.
-            added.update(copy_memory(added, dict.fromkeys(self.memory_names)))
+            added.update(copy_memory(added, self.memory_defaults))
         except BaseException:
             del self.param_groups[before:]
             raise
@@ -178,15 +178,21 @@ class LineSearch(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, as torch's optimizers do.
 
+        What the parts of this optimizer remember and the state lacks, because it was saved with other parts, starts
+        anew.
+
         Raises:
             ConfigurationError: if it is damaged, of another format, or the state of another kind of optimizer or of
                 other parameters; nothing is loaded then.
         """
 
-        def check(_: object, saved: object) -> None:
+        def check(_: object, saved: Any) -> Any:
+            memory = self.memory_defaults
             # torch adds "differentiable" to the defaults of an optimizer that has loaded once.
-            needed = self.defaults.keys() - {"differentiable"} | {"component"}
-            check_state(saved, self.param_groups, needed, self.direction, self.memory_names, type(self).__name__)
+            needed = self.defaults.keys() - {"differentiable"} - memory.keys() | {"component"}
+            check_state(saved, self.param_groups, needed, self.direction, memory, type(self).__name__)
+            groups = [{**copy_memory(memory, memory), **group} for group in saved["param_groups"]]
+            return {**saved, "param_groups": groups}
 
         if not isinstance(state_dict, Mapping):
             check(self, state_dict)

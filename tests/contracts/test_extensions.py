@@ -334,7 +334,7 @@ def test_two_parts_with_one_name_are_refused() -> None:
     ("parts", "words"),
     [
         ({"search": armijo.Backtracking(guess=KeepsTensors())}, r"remembered last.*float\(tensor\)"),
-        ({"search": armijo.Backtracking(guess=Undeclared())}, "names in its defaults"),
+        ({"search": armijo.Backtracking(guess=Undeclared())}, "names and of the kinds in its defaults"),
         ({"search": armijo.Backtracking(guess=Backwards())}, "must be a positive number"),
         ({"selection": Twice()}, "no place occurs twice"),
         ({"selection": Elsewhere()}, "places in 0..3"),

@@ -163,7 +163,7 @@ def test_a_trial_without_a_move_repeats_the_baseline_to_the_last_bit(name: str) 
         loss.backward()
         after, numbers = buffers_of(model), draws()
         assert [objective.trial() for _ in range(3)] == [loss.item()] * 3
-        objective.settle()
+        objective.restore_after_baseline()
         assert draws() == numbers
         assert all(torch.equal(buffer, after[key]) for key, buffer in model.named_buffers())
         assert objective.evaluations == 4
@@ -197,8 +197,8 @@ def test_a_trial_keeps_no_graph_and_sees_the_moved_parameters() -> None:
 
     objective = armijo.Objective()
     objective.baseline(closure)
-    with Snapshot({0: ([weight], [torch.ones(1)])}) as snapshot:
-        snapshot.move({0: 0.5})
+    with Snapshot({0: [weight]}) as snapshot:
+        snapshot.move({0: (0.5, [torch.ones(1)])})
         assert objective.trial() == 2.25
     assert weight.item() == 2.0
     assert grad_modes == [True, False]
@@ -234,7 +234,7 @@ def test_under_one_outer_autocast_region_trials_and_steps_see_the_moved_weights(
     assert run(outer=True) == run(outer=False)
 
 
-def test_several_records_add_up_and_are_rewound_each() -> None:
+def test_several_forwards_add_up_and_are_rewound_each() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.BatchNorm1d(6))
     objective, total = armijo.Objective(), 0.0
@@ -244,7 +244,7 @@ def test_several_records_add_up_and_are_rewound_each() -> None:
         total += loss.item() / 3
     after = buffers_of(model)
     assert objective.trial() == objective.value() == pytest.approx(total)
-    objective.settle()
+    objective.restore_after_baseline()
     assert all(torch.equal(buffer, after[key]) for key, buffer in model.named_buffers())
     assert objective.evaluations == 6
 
@@ -264,7 +264,7 @@ def test_named_modules_are_copied_without_a_hook() -> None:
     objective.baseline(closure)
     after = buffers_of(norm)
     objective.trial()
-    objective.settle()
+    objective.restore_after_baseline()
     assert hooks == [0, 0]
     assert all(torch.equal(buffer, after[key]) for key, buffer in norm.named_buffers())
 
@@ -287,11 +287,10 @@ def test_a_snapshot_restores_to_the_last_bit_and_moves_only_what_is_named() -> N
     parameters = [torch.randn(50), torch.randn(50)]
     start = [p.clone() for p in parameters]
     directions = [torch.randn(50), torch.randn(50)]
-    snapshot = Snapshot({place: ([p], [d]) for place, (p, d) in enumerate(zip(parameters, directions, strict=True))})
-    with snapshot:
-        snapshot.move({0: 0.1, 1: 0.3})
+    with Snapshot({place: [p] for place, p in enumerate(parameters)}) as snapshot:
+        snapshot.move({0: (0.1, [directions[0]]), 1: (0.3, [directions[1]])})
         assert torch.allclose(parameters[0], start[0] - 0.1 * directions[0])
-        snapshot.move({1: 0.2})
+        snapshot.move({1: (0.2, [directions[1]])})
         assert torch.equal(parameters[0], start[0])
         assert torch.allclose(parameters[1], start[1] - 0.2 * directions[1])
     assert all(torch.equal(p, s) for p, s in zip(parameters, start, strict=True))
@@ -403,7 +402,7 @@ def test_unusual_buffers_are_no_hindrance(name: str) -> None:
     objective = armijo.Objective()
     baseline = float(objective.baseline(closure).detach())
     assert objective.trial() == baseline
-    objective.settle()
+    objective.restore_after_baseline()
 
 
 def test_a_buffer_that_may_only_be_read_is_not_written(tmp_path: Path) -> None:

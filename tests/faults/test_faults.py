@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import armijo
+import armijo.step.step as step_module
 from armijo.evaluation.rng import RandomState
 from evaluation.test_honest_trials import MODELS, closure_for, seeded
 from problems import ALL, RECOMMENDED, Problem, everything, failing, hopeless, name_of, same, statuses, stuck
@@ -148,14 +149,14 @@ def test_the_commit_allocates_nothing_of_the_parameters_size(kind: Any, monkeypa
     problem = Problem()
     optimizer = kind(problem.groups())
     optimizer.step(problem.closure())
-    commit, modes = optimizer._commit, []
+    commit, modes = step_module._commit, []
 
     def counted(*decided: Any) -> Any:
         modes.append(_OutOfMemory(-1))
         with modes[-1]:
             return commit(*decided)
 
-    monkeypatch.setattr(optimizer, "_commit", counted)
+    monkeypatch.setattr(step_module, "_commit", counted)
     for _ in range(8):
         optimizer.step(problem.closure())
     assert [mode.count for mode in modes] == [0] * 8
@@ -370,11 +371,11 @@ def test_a_loss_of_zero_with_a_slope_is_left_alone(kind: Any) -> None:
     assert optimizer.report.forwards == 1
 
 
-@every("turn", [armijo.Cycle(joint_steps=2), armijo.EachAlone(joint_steps=2), armijo.Jointly()])
-def test_a_component_whose_gradient_vanishes_and_wakes_up_again(turn: Any, tally: Any) -> None:
+@every("selection", [armijo.Cycle(joint_steps=2), armijo.EachAlone(joint_steps=2), armijo.Jointly()])
+def test_a_component_whose_gradient_vanishes_and_wakes_up_again(selection: Any, tally: Any) -> None:
     torch.manual_seed(0)
     sleeper, other = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
-    optimizer = armijo.PLASLS([{"params": [sleeper]}, {"params": [other]}], turn=turn)
+    optimizer = armijo.PLASLS([{"params": [sleeper]}, {"params": [other]}], selection=selection)
     target = torch.tensor([1.0, -2.0, 3.0, 0.5])
 
     def loss(asleep: bool) -> torch.Tensor:
@@ -387,7 +388,7 @@ def test_a_component_whose_gradient_vanishes_and_wakes_up_again(turn: Any, tally
         optimizer.step(lambda: loss(True))
     # Momentum and η from before; nothing grew meanwhile that nobody had tested.
     assert torch.isfinite(sleeper).all()
-    if not isinstance(turn, armijo.Jointly):
+    if not isinstance(selection, armijo.Jointly):
         assert optimizer.param_groups[0]["step_size"] == step_size
     awake = float(loss(False).detach())
     for _ in range(20):
@@ -481,7 +482,7 @@ def test_after_searches_that_could_not_succeed_it_recovers_within_twenty_steps(
         tally("hopeless searches recovered from")
 
 
-def test_a_function_that_does_not_repeat_is_spoken_of_in_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_function_that_does_not_repeat_is_warned_about_in_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
     weight, rising = nn.Parameter(torch.ones(3)), iter(range(10_000))
     optimizer = armijo.AdamSLS([weight])
     with caplog.at_level(logging.WARNING, "armijo"):
@@ -489,6 +490,6 @@ def test_a_function_that_does_not_repeat_is_spoken_of_in_one_sentence(caplog: py
             optimizer.step(lambda: weight.sum() * 0.01 + next(rising))
             assert statuses(optimizer) == ["nondeterministic"]
     assert torch.equal(weight, torch.ones(3))
-    told = [record.getMessage() for record in caplog.records if "another loss" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "different loss" in record.getMessage()]
     assert len(told) == 1
     assert "global generators" in told[0]

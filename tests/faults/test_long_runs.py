@@ -76,8 +76,8 @@ def test_two_runs_with_one_seed_are_equal_to_the_last_bit(kind: Any) -> None:
     [
         (armijo.SGDSLS, {}),
         (armijo.AdamSLS, {}),
-        (armijo.PLASLS, {"turn": armijo.EachAlone(joint_steps=3)}),
-        (armijo.PLASLS, {"turn": armijo.Jointly()}),
+        (armijo.PLASLS, {"selection": armijo.EachAlone(joint_steps=3)}),
+        (armijo.PLASLS, {"selection": armijo.Jointly()}),
     ],
 )
 def test_groups_and_parameters_may_come_in_any_order(kind: Any, kwargs: Any, order: list[int]) -> None:

@@ -15,7 +15,7 @@ from armijo.errors import ConfigurationError
 
 pytest.importorskip("matplotlib")
 
-from armijo.integrations import matplotlib as drawing
+from armijo.observers import matplotlib as drawing
 from armijo.observers.matplotlib import LivePanel, panel, smooth
 from armijo.observers.recorder import StepRecorder
 

@@ -286,9 +286,9 @@ def test_a_micro_batch_that_is_left_over_belongs_to_the_next_update(tmp_path: Pa
             objective = trainer._window.objective(1.0)
             grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
             with torch.enable_grad():
-                total = sum(record.weight * record.closure() for record in objective.records)
+                total = sum(record.weight * record.closure() for record in objective.recorded_forwards)
                 again = torch.autograd.grad(total, [p for n, p in model.named_parameters() if n in grads])
-            found.append((len(objective.records), [*grads.values()], [*again]))
+            found.append((len(objective.recorded_forwards), [*grads.values()], [*again]))
 
     trainer.add_callback(Compare())
     trainer.train()

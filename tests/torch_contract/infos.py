@@ -26,9 +26,9 @@ _SHARED = (
 )
 _ADAM = (OptimizerInput(None, {"betas": (0.8, 0.99), "eps": 1e-6}, "betas and eps"),)
 _PLASLS = (
-    OptimizerInput(None, {"turn": armijo.Cycle(joint_steps=1)}, "a short joint phase"),
-    OptimizerInput(None, {"turn": armijo.EachAlone(joint_steps=0)}, "every component every step"),
-    OptimizerInput(None, {"turn": armijo.Jointly()}, "jointly"),
+    OptimizerInput(None, {"selection": armijo.Cycle(joint_steps=1)}, "a short joint phase"),
+    OptimizerInput(None, {"selection": armijo.EachAlone(joint_steps=0)}, "every component every step"),
+    OptimizerInput(None, {"selection": armijo.Jointly()}, "jointly"),
     OptimizerInput(None, {"merging": armijo.MergeSmallest(below=1.0)}, "much merging"),
 )
 

@@ -575,7 +575,7 @@ def test_load_state_dict_hooks(info: Any) -> None:
     # Our own look at the state comes after the hook that makes one of what was given.
     optimizer.load_state_dict(foreign)
     assert seen == ["loaded"]
-    with pytest.raises(armijo.ConfigurationError, match="This is no state"):
+    with pytest.raises(armijo.ConfigurationError, match="This is not a state"):
         optimizer.load_state_dict({"inner": {}})
     assert seen == ["loaded"]
     assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 1

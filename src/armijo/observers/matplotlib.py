@@ -45,13 +45,14 @@ __all__ = [
 # Okabe and Ito's palette, without its black and its yellow, which is too light for a thin line.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 INK = "#333333"
-_FAILURES = (Status.EXHAUSTED, Status.NONDETERMINISTIC, Status.NONFINITE)
+_FAILURES = (Status.EXHAUSTED, Status.NONDETERMINISTIC, Status.NONFINITE, Status.ASCENT)
 # What matters most comes last: where many steps share a pixel, it is what is seen.
 _STATUSES = {
     Status.UNSEARCHED: "#E4E4E4",
     Status.SKIPPED: "#A6D0EC",
     Status.ACCEPTED: "#009E73",
     Status.EXHAUSTED: "#E69F00",
+    Status.ASCENT: "#D55E00",
     Status.NONDETERMINISTIC: "#CC79A7",
     Status.NONFINITE: "#000000",
 }

@@ -209,7 +209,7 @@ def read_steps(path: str | os.PathLike[str]) -> list[StepReport]:
 
     Examples:
         >>> # steps = read_steps("run/steps.jsonl")
-        >>> # armijo.integrations.matplotlib.panel(steps).savefig("run/steps.png")
+        >>> # armijo.observers.matplotlib.panel(steps).savefig("run/steps.png")
     """
     path = Path(path)
     if not path.is_file():

@@ -61,19 +61,19 @@ class StepReport:
         step: the number of this step, from 1. A step that changed nothing (`nonfinite`) leaves its number to the next.
         loss: f_k(w_k), the loss at the start.
         components: one report for each component, as they were when the step began.
-        searches: one report for each search, in order; none if nothing was searched.
         merges: (kept label, absorbed label) of each merge after the step.
         forwards: forward passes of this step: one with gradients, and one for each trial.
         total_forwards: forward passes since the first step.
+        searches: one report for each search, in order; none if nothing was searched.
     """
 
     step: int
     loss: float
     components: tuple[ComponentReport, ...]
-    searches: tuple[SearchReport, ...]
     merges: tuple[tuple[str, str], ...]
     forwards: int
     total_forwards: int
+    searches: tuple[SearchReport, ...] = ()
 
 
 Observer = Callable[[StepReport], object]

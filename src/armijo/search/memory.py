@@ -42,7 +42,7 @@ def combine_memory(*parts: Remembers) -> Memory:
                     f"Two parts of the optimizer remember {name!r}, the second is {part!r}. Give one of them another "
                     "name in its defaults()."
                 )
-            if not is_memory_value(value):
+            if not is_memory_value(value, value):
                 raise ConfigurationError(
                     f"{part!r} remembers {name} = {value!r}. Checkpoints keep numbers and lists of numbers only."
                 )
@@ -55,6 +55,8 @@ def copy_memory(source: Mapping[str, Any], names: Mapping[str, Any]) -> Memory:
     return {name: list(source[name]) if isinstance(source[name], list) else source[name] for name in names}
 
 
-def is_memory_value(value: object) -> bool:
-    """Whether a value can be remembered: a real number, or a list of real numbers."""
-    return isinstance(value, Real) or (isinstance(value, list) and all(isinstance(item, Real) for item in value))
+def is_memory_value(value: object, default: object) -> bool:
+    """Whether a value is of the kind of its default: a list of numbers, an integer, or any real number."""
+    if isinstance(default, list):
+        return isinstance(value, list) and all(isinstance(item, Real) for item in value)
+    return isinstance(value, int if isinstance(default, int) else Real)

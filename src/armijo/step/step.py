@@ -271,13 +271,13 @@ def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
         raise ConfigurationError(
             f"{optimizer.merging!r} proposed {merge}. It needs 0 ≤ kept < absorbed < {len(lines)} and a step size > 0."
         )
-    declared = optimizer.memory_names
+    declared = optimizer.memory_defaults
     for memory in (plan.memory, *(each.memory for each in lines)):
         for name, value in memory.items():
-            if name not in declared or not is_memory_value(value):
+            if name not in declared or not is_memory_value(value, declared[name]):
                 raise ConfigurationError(
-                    f"A part of the optimizer remembered {name} = {value!r}. It may keep numbers and lists of numbers "
-                    "under the names in its defaults(); of a tensor keep float(tensor)."
+                    f"A part of the optimizer remembered {name} = {value!r}. It may keep numbers and lists of numbers, "
+                    "under the names and of the kinds in its defaults(); of a tensor keep float(tensor)."
                 )
     return replace(plan, merge=merge)
 

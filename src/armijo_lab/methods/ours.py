@@ -33,10 +33,9 @@ from armijo_lab.methods.row import (
 )
 
 if TYPE_CHECKING:
+    from armijo.search.records import Line, Trial
     from torch import nn
     from torch.optim import Optimizer
-
-    from armijo.search.records import Line, Trial
 
 __all__ = ["PAPER_ROWS", "ROWS", "SearchStepper"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import armijo
-from armijo.integrations.matplotlib import (
+from armijo.observers.matplotlib import (
     INK,
     PALETTE,
     draw_forwards,
