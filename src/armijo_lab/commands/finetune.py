@@ -93,7 +93,7 @@ def finetune(
     if folder is not None:
         only_resume(context)
         # The first rank may have written the report by the time another looks.
-        if training.lacks_its_report(folder) or not (among.first or training.has_checkpoint(folder)):
+        if training.needs_report(folder) or not (among.first or training.has_checkpoint(folder)):
             if among.first:
                 _report_or_say(folder)
             return
@@ -142,7 +142,7 @@ def finetune(
         errors.print(f"{error}{how}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        if folder is None or not (training.has_checkpoint(folder) or training.lacks_its_report(folder)):
+        if folder is None or not (training.has_checkpoint(folder) or training.needs_report(folder)):
             interrupted("Interrupted; there is no checkpoint, so the run has to be started again.")
         interrupted(f"Interrupted. {_continue(folder)}")
     if among.first:
