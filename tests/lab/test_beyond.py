@@ -7,7 +7,7 @@ import torch
 
 from armijo_lab import models, shapes, training
 from armijo_lab.errors import BadInputError
-from armijo_lab.results.records import read_run
+from armijo_lab.results.run_folder import read_run
 from armijo_lab.tasks import beyond
 from armijo_lab.training import TrainingConfig
 from lab import tiny

@@ -14,7 +14,7 @@ from armijo_lab.commands import compare as compare_module
 from armijo_lab.commands import new_folder, slug
 from armijo_lab.commands.compare import compare
 from armijo_lab.commands.finetune import finetune
-from armijo_lab.results.records import read_run
+from armijo_lab.results.run_folder import read_run
 from armijo_lab.training import loop
 from lab import tiny
 

@@ -15,7 +15,7 @@ from armijo_lab.commands.predict import load_predictor, predict
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
 from armijo_lab.results.card import model_card
-from armijo_lab.results.records import read_run
+from armijo_lab.results.run_folder import read_run
 from armijo_lab.studies.plan import as_dict
 from armijo_lab.training import InterruptedRunError, TrainingConfig, runs
 from lab import tiny

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from armijo_lab import models, training
 from armijo_lab.errors import BadInputError
-from armijo_lab.results.records import divergence, read_run
+from armijo_lab.results.run_folder import divergence, read_run
 from armijo_lab.training import InterruptedRunError, TrainingConfig, loop, runs
 from armijo_lab.training.checkpoints import read_checkpoint
 from armijo_lab.training.progress import CLOCKS

@@ -14,7 +14,7 @@ import torch
 from armijo_lab import ranks, training
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
-from armijo_lab.results.records import read_run
+from armijo_lab.results.run_folder import read_run
 from armijo_lab.studies import launch, plan, worker
 from armijo_lab.studies.plan import read
 from lab import tiny

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from armijo_lab.results import store
-from armijo_lab.results.records import Run
+from armijo_lab.results.run_folder import Run
 
 
 def test_the_last_record_of_a_run_counts(tmp_path):

@@ -63,11 +63,11 @@ def test_a_record_holds_all_that_was_asked_for(options, tmp_path, place):
 def test_runs_that_share_a_process_equal_runs_in_fresh_ones(options, small, tmp_path):
     planned = plan.runs(options)
     assert len(planned) >= 3
-    shared = worker.Shared()
+    cache = worker.Cache()
     # Twice, so that each has had every other one before it.
     for config in planned:
-        do(options, config, tmp_path / "before", shared=shared)
-    together = [do(options, config, tmp_path / "together", shared=shared) for config in planned]
+        do(options, config, tmp_path / "before", cache=cache)
+    together = [do(options, config, tmp_path / "together", cache=cache) for config in planned]
     for config, record in zip(planned, together, strict=True):
         one = [f"select={config.optimizer}", f"results={tmp_path / 'fresh'}"]
         rest = [option for option in small if not option.startswith("results=")]
@@ -156,13 +156,13 @@ def test_a_package_that_cannot_be_resumed_starts_again(small, tmp_path, monkeypa
 
 
 def test_the_shared_cache_forgets_what_was_used_longest_ago(options):
-    shared = worker.Shared(capacity=1)
+    cache = worker.Cache(capacity=1)
     config = plan.runs(options)[0]
-    first = shared.load(config)
-    assert shared.load(config)[0] is first[0]
-    assert shared.load(config)[1] is not first[1]
-    shared.load(dataclasses.replace(config, limit=8))
-    assert shared.load(config)[0] is not first[0]
+    first = cache.load(config)
+    assert cache.load(config)[0] is first[0]
+    assert cache.load(config)[1] is not first[1]
+    cache.load(dataclasses.replace(config, limit=8))
+    assert cache.load(config)[0] is not first[0]
 
 
 def test_one_process_needs_torch_and_transformers_alone(small, tmp_path):

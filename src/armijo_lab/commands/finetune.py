@@ -177,7 +177,7 @@ def report(folder: Path) -> None:
     """
     from armijo_lab.commands.progress import errors, output
     from armijo_lab.results import card, figures
-    from armijo_lab.results.records import divergence, read_run, write_text
+    from armijo_lab.results.run_folder import divergence, read_run, write_text
 
     try:
         figures.draw_run(folder)

@@ -26,7 +26,7 @@ def report(
     results: Annotated[Path, typer.Option("--results", help="The folder of the records.")] = Path("results"),
     output: Annotated[Path, typer.Option("--output", help="Where the pages go.")] = Path("docs/lab"),
 ) -> None:
-    """Write a page for each study: tables as Markdown and CSV, figures as PNG and SVG.
+    """Write a page for each study: tables as Markdown and CSV, figures as PNG.
 
     Only the records are read, results/*.jsonl, and of a study NAME what a
     person wrote in results/NAME.md. Cells without a record are named as
@@ -41,8 +41,9 @@ def report(
       armijo report rivals --results ../other/results --output pages
     """  # noqa: D301 (\b, which keeps the lines that follow as they are, is one character)
     from armijo_lab.commands.progress import output as terminal
-    from armijo_lab.results import cells, pages, store
-    from armijo_lab.results.records import write_text
+    from armijo_lab.results import cells, store
+    from armijo_lab.results.page import Page, write
+    from armijo_lab.results.run_folder import write_text
     from armijo_lab.studies import plan
 
     said = [name for name in names or () if "=" in name]
@@ -54,7 +55,7 @@ def report(
         raise BadInputError(f"{said[0]} is an option of one study; name that study before it.")
     # As `armijo study` was told; where and how runs were done is no other page.
     results = next((Path(option.partition("=")[2]) for option in said if option.startswith("results=")), results)
-    said = [option for option in said if option.partition("=")[0] not in plan.PLACES]
+    said = [option for option in said if option.partition("=")[0] not in plan.EXECUTION_OPTIONS]
     if not results.is_dir():
         raise BadInputError(f"There is no folder {results} with records; run a study first: armijo study NAME.")
     known = store.read(results)
@@ -71,26 +72,29 @@ def report(
         if not any(cell.ended or cell.failed for cell in found):
             continue
         notes = results / f"{study.name}.md"
-        header = pages.Header(
-            study.name,
+        page = Page(
             "-".join([study.name, *(slug(option) for option in said)]),
             study.title,
             study.question,
             shlex.join(["armijo", "study", study.name, "data_dir=glue", *said]),
             shlex.join(["armijo", "report", study.name, *said]),
             notes.read_text(encoding="utf-8") if notes.is_file() else None,
+            study.tables,
+            study.figures,
         )
-        pages.write(header, found, output)
+        write(page, found, output)
         written.append(study)
         done = sum(len(cell.ended) for cell in found)
         total = sum(len(cell.records) for cell in found)
-        terminal.print(f"{output / header.page}.md: {done} of {total} runs", markup=False, highlight=False)
+        terminal.print(f"{output / page.name}.md: {done} of {total} runs", markup=False, highlight=False)
     without = [name for name in names if all(study.name != name for study in written)]
     if without or not written:
         what = f"{' and '.join(without)} with these options" if without else "a study with its usual options"
         place = [] if results == Path("results") else ["--results", str(results)]
         commands = dict.fromkeys(
-            shlex.join(["armijo", "report", entry["study"], *plan.options_of(entry["study"], entry["config"]), *place])
+            shlex.join(
+                ["armijo", "report", entry["study"], *plan.recover_options(entry["study"], entry["config"]), *place]
+            )
             for entry in known.values()
             if entry["study"] in (without or plan.STUDIES)
         )

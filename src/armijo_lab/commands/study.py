@@ -75,7 +75,7 @@ def study(
         raise BadInputError(f"There is no study {name!r}; choose one of {', '.join(plan.STUDIES)}.")
     given = list(overrides or [])
     chosen = engine.options(name, given)
-    planned, todo = engine.left(chosen)
+    planned, todo = engine.pending_runs(chosen)
     if show:
         _list(chosen, planned, todo)
         return
@@ -83,14 +83,14 @@ def study(
         said = f"All {counted(len(planned), 'run')} of {name} are done. Next: {_report(chosen, given)}"
         output.print(said, markup=False, highlight=False)
         return
-    worker.prepare_places(todo, chosen)
+    worker.check_sources(todo, chosen)
     try:
         with _progress(chosen, planned, todo):
             engine.run(chosen, given, todo)
     except KeyboardInterrupt:
-        _, todo = engine.left(chosen)
+        _, todo = engine.pending_runs(chosen)
         interrupted(f"Interrupted; {counted(len(todo), 'run')} left. The same command does the rest.")
-    _, todo = engine.left(chosen)
+    _, todo = engine.pending_runs(chosen)
     done = len(planned) - len(todo)
     said = f"{done} of {counted(len(planned), 'run')} done. Next: {_report(chosen, given)}"
     output.print(said, markup=False, highlight=False)
@@ -111,9 +111,9 @@ def study(
 
 def _report(chosen: Options, given: list[str]) -> str:
     """The command that shows these runs: a report has the options that decide what they compute."""
-    from armijo_lab.studies.plan import PLACES
+    from armijo_lab.studies.plan import EXECUTION_OPTIONS
 
-    elsewhere = (*PLACES, "seeds", "tasks", "select")
+    elsewhere = (*EXECUTION_OPTIONS, "seeds", "tasks", "select")
     decisive = [text for text in given if not text.startswith("hydra") and text.partition("=")[0] not in elsewhere]
     place = [] if chosen.results == "results" else ["--results", chosen.results, "--output", "pages"]
     return shlex.join(["armijo", "report", chosen.study, *decisive, *place])

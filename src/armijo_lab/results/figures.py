@@ -1,4 +1,4 @@
-"""Figures of runs, drawn from their logs: readable at a glance, in colours that the colour-blind tell apart."""
+"""Figures of runs, drawn from their logs in colours that are safe for colour-blind readers."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ from armijo.integrations.matplotlib import (
     whole_numbers,
 )
 from armijo_lab.errors import BadInputError
-from armijo_lab.results.records import Run, read_run
+from armijo_lab.results.run_folder import Run, read_run
 from armijo_lab.results.tables import LOSS_FLOOR, grouped, label
 
 if TYPE_CHECKING:
@@ -255,13 +255,8 @@ def _value(value: float | None) -> float:
 
 
 def save(figure: "Figure", path: Path) -> Path:
-    """Write a figure in the house's look; the end of `path` says in which format."""
+    """Write a figure as PNG, in the style of all figures of this project."""
     style(figure)
     path.parent.mkdir(exist_ok=True)
-    import matplotlib as mpl
-
-    # Letters as letters, and nothing that differs from one drawing of the same numbers to the next.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "armijo"}):
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=_DPI, metadata=metadata)
+    figure.savefig(path, dpi=_DPI)
     return path

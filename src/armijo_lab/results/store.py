@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from armijo_lab.names import slug
-from armijo_lab.results.records import Run, environment, finite
+from armijo_lab.results.run_folder import Run, environment, finite
 
 __all__ = ["append", "failure", "identity", "line", "read", "record", "searches"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from armijo_lab.errors import BadInputError
-from armijo_lab.results.records import Run
+from armijo_lab.results.run_folder import Run
 
 if TYPE_CHECKING:
     from rich.table import Table

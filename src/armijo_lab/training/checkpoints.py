@@ -16,7 +16,7 @@ import torch
 
 from armijo_lab import models
 from armijo_lab.errors import BadInputError
-from armijo_lab.results import records
+from armijo_lab.results import run_folder
 from armijo_lab.tasks import TaskData
 from armijo_lab.training.config import TrainingConfig
 from armijo_lab.training.progress import Progress
@@ -81,7 +81,7 @@ def write_checkpoint(run: RunState, folder: Path, command: str | None) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        records.sync(path.parent, files=False)
+        run_folder.sync(path.parent, files=False)
     except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -124,15 +124,15 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise BadInputError(f"There is no folder {folder} to resume.")
     try:
-        status = records.read_summary(folder).get("status")
+        status = run_folder.read_summary(folder).get("status")
     except (BadInputError, OSError) as error:
         raise BadInputError(
-            f"The run in {folder} cannot be resumed: it has no checkpoint, and its {records.SUMMARY} cannot be read; "
-            f"{remedy}."
+            f"The run in {folder} cannot be resumed: it has no checkpoint, and its {run_folder.SUMMARY} cannot be "
+            f"read; {remedy}."
         ) from error
     if status in ("completed", "diverged"):
         raise BadInputError(f"The run in {folder} is complete; there is nothing to resume.")
-    if status is not None or (folder / records.METRICS).is_file():
+    if status is not None or (folder / run_folder.METRICS).is_file():
         raise BadInputError(
             f"The run in {folder} ended without a checkpoint, so it cannot be resumed; {remedy}, and with "
             "--checkpoint-every so that the next one can."
@@ -148,14 +148,14 @@ def save_model(run: RunState, folder: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     models.save(run.model, run.tokenizer, partial, run.task)
-    records.sync(partial)
+    run_folder.sync(partial)
     # Between the two renames the old model still exists beside the new one, under its other name.
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
-    records.sync(folder.parent, files=False)
+    run_folder.sync(folder.parent, files=False)
     shutil.rmtree(old, ignore_errors=True)
 
 

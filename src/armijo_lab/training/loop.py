@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from armijo_lab import stepping
-from armijo_lab.results.records import NoLog, RunLog
+from armijo_lab.results.run_folder import NullLog, RunLog
 from armijo_lab.results.tables import LOSS_FLOOR
 from armijo_lab.tasks import metrics
 from armijo_lab.training.checkpoints import remove_checkpoint, save_model, write_checkpoint
@@ -27,7 +27,7 @@ with `{"kind": "start", "step", "total_steps", "model", "task", "train_rows", "e
 
 
 def run_to_end(
-    run: RunState, folder: Path, log: RunLog | NoLog, stop: StopSignal, observe: Observe, command: str | None
+    run: RunState, folder: Path, log: RunLog | NullLog, stop: StopSignal, observe: Observe, command: str | None
 ) -> dict[str, Any]:
     """Do all steps and epochs that are left, and write the models and the summary.
 

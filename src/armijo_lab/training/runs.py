@@ -11,7 +11,7 @@ from torch import nn
 from armijo_lab import models, ranks
 from armijo_lab.errors import BadInputError
 from armijo_lab.names import counted
-from armijo_lab.results import records
+from armijo_lab.results import run_folder
 from armijo_lab.tasks import TaskData
 from armijo_lab.training.checkpoints import fingerprint, has_checkpoint, read_checkpoint, restore, seed_generators
 from armijo_lab.training.config import TrainingConfig, load_task
@@ -41,7 +41,7 @@ def run(
         BadInputError: Something that the configuration names cannot be used; nothing is written.
         InterruptedRunError: Ctrl-C; the checkpoint is written.
     """
-    records.refuse_used(folder)
+    run_folder.refuse_used(folder)
     config.check()
     task, model, tokenizer = _load(config)
     return train(config, task, model, tokenizer, folder, observe=observe, command=command)
@@ -149,14 +149,14 @@ def train(
         else:
             restore(state, checkpoint)
         progress = state.progress
-        records.reset_peak_memory(state.device)
+        run_folder.reset_peak_memory(state.device)
         with StopSignal(state.method.resumable, several_ranks=group.size > 1) as stop:
             if not group.first:
-                return run_to_end(state, folder, records.NoLog(), stop, lambda record: None, command)
+                return run_to_end(state, folder, run_folder.NullLog(), stop, lambda record: None, command)
             if checkpoint is None:
-                log = records.RunLog.create(folder)
+                log = run_folder.RunLog.create(folder)
             else:
-                log = records.RunLog.resume(folder, progress.step, len(progress.epochs))
+                log = run_folder.RunLog.resume(folder, progress.step, len(progress.epochs))
             with log:
                 return run_to_end(state, folder, log, stop, observe, command)
 
@@ -166,6 +166,6 @@ def needs_report(folder: Path) -> bool:
     if has_checkpoint(folder) or not folder.is_dir() or (folder / "README.md").is_file():
         return False
     try:
-        return records.read_summary(folder).get("status") in ("completed", "diverged")
+        return run_folder.read_summary(folder).get("status") in ("completed", "diverged")
     except BadInputError:
         return False

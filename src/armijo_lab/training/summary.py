@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from armijo_lab.results import records
+from armijo_lab.results import run_folder
 from armijo_lab.tasks import Split, TaskData
 from armijo_lab.training.state import RunState
 
@@ -33,7 +33,7 @@ def write_summary(run: RunState, folder: Path, status: str, command: str | None)
     """Write `summary.json` on the first rank, and return its content."""
     summary = summarize(run, status, command)
     if run.ranks.first:
-        records.write_json(folder / records.SUMMARY, summary)
+        run_folder.write_json(folder / run_folder.SUMMARY, summary)
     return summary
 
 
@@ -49,7 +49,7 @@ def summarize(run: RunState, status: str, command: str | None) -> dict[str, Any]
         result |= {"best": progress.epochs[progress.best - 1], "last": progress.epochs[-1]}
     if task.labels:
         result["majority"] = _majority_share(task, task.evaluation)
-    environment = records.environment(run.device)
+    environment = run_folder.environment(run.device)
     return {
         "status": status,
         "armijo": environment["versions"].get("armijo"),
@@ -78,7 +78,7 @@ def summarize(run: RunState, status: str, command: str | None) -> dict[str, Any]
         "mean_log_loss": progress.log_loss_sum / progress.step if progress.step else None,
         "train_loss": progress.epochs[-1]["train_loss"] if progress.epochs else None,
         "seconds": dict(progress.seconds),
-        "peak_memory": records.peak_memory(run.device),
+        "peak_memory": run_folder.peak_memory(run.device),
         "optimizer": {
             "name": run.method.name,
             "arguments": run.method.shown,
