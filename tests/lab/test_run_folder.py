@@ -1,4 +1,4 @@
-"""The run folder: valid JSON always, nothing half-written, torn lines passed over, no name of this machine."""
+"""The run folder: always valid JSON, nothing half-written, torn lines skipped, no name of this machine."""
 
 import json
 import logging

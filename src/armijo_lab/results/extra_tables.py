@@ -47,17 +47,17 @@ def ranks(cells: Sequence[Cell]) -> str:
         return ""
     tasks = task_names(cells)
     names = list(dict.fromkeys(cell.name for cell in cells))
-    by_place = {(cell.task, cell.name): cell for cell in cells}
-    ranks: dict[str, list[float]] = {name: [] for name in names}
+    by_key = {(cell.task, cell.name): cell for cell in cells}
+    task_ranks: dict[str, list[float]] = {name: [] for name in names}
     for task in tasks:
-        here = [cell for cell in cells if cell.task == task]
+        task_cells = [cell for cell in cells if cell.task == task]
         # A mean over fewer seeds is a mean of other runs.
-        seeds = max(len(cell.ended) for cell in here)
-        scores = {cell.name: mean_score(cell, quantities.final) for cell in here if len(cell.ended) == seeds}
+        seeds = max(len(cell.ended) for cell in task_cells)
+        scores = {cell.name: mean_score(cell, quantities.final) for cell in task_cells if len(cell.ended) == seeds}
         for name, score in scores.items():
             above = sum(other > score for other in scores.values())
             equal = sum(other == score for other in scores.values())
-            ranks[name].append(above + (equal + 1) / 2)
+            task_ranks[name].append(above + (equal + 1) / 2)
     hindsight = {task: _best_adam([cell for cell in cells if cell.task == task]) for task in tasks}
     headings = ["optimizer", "mean rank"]
     for task in tasks:
@@ -65,27 +65,27 @@ def ranks(cells: Sequence[Cell]) -> str:
         if hindsight[task] is not None:
             headings.append(f"{task}: minus the best Adam(W)")
     rows = []
-    for name in sorted(names, key=lambda name: (-len(ranks[name]), sum(ranks[name]))):
-        found = ranks[name]
-        of_tasks = "" if len(found) == len(tasks) else f" ({counted(len(found), 'task')})"
-        row = [name, f"{statistics.fmean(found):.1f}{of_tasks}" if found else MISSING]
+    for name in sorted(names, key=lambda name: (-len(task_ranks[name]), sum(task_ranks[name]))):
+        values = task_ranks[name]
+        partial = "" if len(values) == len(tasks) else f" ({counted(len(values), 'task')})"
+        row = [name, f"{statistics.fmean(values):.1f}{partial}" if values else MISSING]
         for task in tasks:
-            mine = by_place.get((task, name))
-            row.append(_difference_text(mine, by_place.get((task, "adamsls"))))
+            cell = by_key.get((task, name))
+            row.append(_difference_text(cell, by_key.get((task, "adamsls"))))
             if hindsight[task] is not None:
-                row.append(_difference_text(mine, hindsight[task]))
+                row.append(_difference_text(cell, hindsight[task]))
         rows.append(row)
-    said = (
+    note = (
         "On all held-out rows after the last epoch, in points; ranks among the cells with as many seeds as any of "
         "their task, 1 the best. In brackets the 95 % confidence interval of the paired difference (Student's t over "
         "the seeds: it covers what the seed decides, not which rows are held out)."
     )
     chosen = ", ".join(f"{task}: `{cell.name}`" for task, cell in hindsight.items() if cell is not None)
     if any(len(_adams([cell for cell in cells if cell.task == task])) > 1 for task in tasks):
-        said += (
+        note += (
             f" The best Adam or AdamW was picked in hindsight, by the very numbers that it is compared on ({chosen})."
         )
-    return f"## Ranks and paired differences\n\n{aligned(headings, rows)}\n\n{said}"
+    return f"## Ranks and paired differences\n\n{aligned(headings, rows)}\n\n{note}"
 
 
 def _best_adam(cells: Sequence[Cell]) -> Cell | None:
@@ -139,21 +139,21 @@ def _time_to_adam(cells: Sequence[Cell]) -> str:
     """Return how soon each cell reaches the last score of the paper's Adam and of the best Adam, seed by seed."""
     rows = []
     for task in task_names(cells):
-        here = [cell for cell in cells if cell.task == task]
-        for adam in dict.fromkeys((_paper_adam(here), _best_adam(here))):
+        task_cells = [cell for cell in cells if cell.task == task]
+        for adam in dict.fromkeys((_paper_adam(task_cells), _best_adam(task_cells))):
             if adam is None:
                 continue
             targets = {
                 seed: score for seed, record in adam.ended.items() if (score := quantities.last(record)) is not None
             }
-            for cell in here:
-                found = seeds_reaching(cell, targets)
-                if found is None:
+            for cell in task_cells:
+                result = seeds_reaching(cell, targets)
+                if result is None:
                     continue
-                seeds, epochs, seconds = found
-                of_seeds = f"{seeds} of {len(cell.ended.keys() & targets.keys())}"
-                took = [f"{epochs:.1f}", f"{seconds:.0f}"] if seeds else [MISSING, MISSING]
-                rows.append([task, adam.name, cell.name, of_seeds, *took])
+                seeds, epochs, seconds = result
+                reached = f"{seeds} of {len(cell.ended.keys() & targets.keys())}"
+                times = [f"{epochs:.1f}", f"{seconds:.0f}"] if seeds else [MISSING, MISSING]
+                rows.append([task, adam.name, cell.name, reached, *times])
     if not rows:
         return ""
     headings = ["task", "to reach the end of", "optimizer", "seeds that do", "epochs", "training seconds"]
@@ -178,19 +178,19 @@ def decidability(cells: Sequence[Cell]) -> str:
     rows = []
     for cell in cells:
         for seed, record in cell.ended.items():
-            found = record["searches"]
-            if found is None:
+            searches = record["searches"]
+            if searches is None:
                 continue
-            quantiles = [number_text(value, ".1f") for value in found["log10"] or [None] * 4]
-            failed = Counter(found["failed"])
+            quantiles = [number_text(value, ".1f") for value in searches["log10"] or [None] * 4]
+            failed = Counter(searches["failed"])
             rows.append(
                 [
                     cell.name,
                     str(seed),
-                    str(found["count"]),
+                    str(searches["count"]),
                     *quantiles,
-                    str(found["below"]),
-                    str(found["ties"]),
+                    str(searches["below"]),
+                    str(searches["ties"]),
                     str(failed["order"]),
                     str(failed["rounding"]),
                     str(failed["range"]),

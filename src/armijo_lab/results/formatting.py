@@ -26,9 +26,9 @@ NOT_RUN = "not run"
 
 def adam_baseline(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
     """Return the first Adam, or else AdamW, that was run with the same task, model, rows and batches."""
-    alike = [other for other in cells if other.ended and (other.task, other.varied) == (cell.task, cell.varied)]
+    same_setup = [other for other in cells if other.ended and (other.task, other.varied) == (cell.task, cell.varied)]
     for name in ("adam", "adamw"):
-        for other in alike:
+        for other in same_setup:
             if other.optimizer.partition(":")[0] == name:
                 return other
     return None

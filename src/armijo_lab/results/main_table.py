@@ -29,14 +29,7 @@ def main_table(cells: Sequence[Cell]) -> str:
     """Return the Markdown table of one task's cells, then its failures and the cells that were not run."""
     columns: list[_Column] = [
         ("optimizer", lambda cell: cell.name),
-        (
-            "seeds",
-            lambda cell: (
-                f"{len(cell.ended)}/{len(cell.records)}"
-                if len(cell.ended) < len(cell.records)
-                else str(len(cell.ended))
-            ),
-        ),
+        ("seeds", _seed_count),
         ("best", format_spread(quantities.best, ".3f")),
         ("last", format_spread(quantities.last, ".3f")),
         ("all rows", format_spread(quantities.final, ".3f")),
@@ -46,7 +39,7 @@ def main_table(cells: Sequence[Cell]) -> str:
         ("time / Adam(W)", lambda cell: number_text(time_ratio(cell, adam_baseline(cell, cells)), ".2f", "×")),
         ("failed searches", format_mean(if_line_search(lambda record: record["failed_searches"]), ".2g")),
         ("components left", format_mean(if_line_search(lambda record: len(record["components"])), "g")),
-        ("smallest step size", lambda cell: number_text(_least(cell, quantities.smallest_step_size), ".1e")),
+        ("smallest step size", lambda cell: number_text(_smallest(cell, quantities.smallest_step_size), ".1e")),
     ]
     rows, missing, errors = [], [], []
     for cell in cells:
@@ -69,12 +62,17 @@ def main_table(cells: Sequence[Cell]) -> str:
     return "\n".join(parts)
 
 
+def _seed_count(cell: Cell) -> str:
+    ended, planned = len(cell.ended), len(cell.records)
+    return str(ended) if ended == planned else f"{ended}/{planned}"
+
+
 def _error(cell: Cell) -> str:
     return next(record["error"] for record in cell.records if record is not None and record["status"] == "failed")
 
 
-def _least(cell: Cell, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
-    return min((found for record in cell.ended.values() if (found := value(record)) is not None), default=None)
+def _smallest(cell: Cell, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+    return min((number for record in cell.ended.values() if (number := value(record)) is not None), default=None)
 
 
 def runs_csv(cells: Sequence[Cell]) -> str:

@@ -87,7 +87,7 @@ def _provenance(cells: Sequence[Cell]) -> str:
         return f"None of {counted(total, 'run')} was done."
 
     def join_distinct(value: Callable[[Mapping[str, Any]], Any]) -> str:
-        return ", ".join(dict.fromkeys(str(found) for record in records if (found := value(record)) is not None))
+        return ", ".join(dict.fromkeys(str(item) for record in records if (item := value(record)) is not None))
 
     models = join_distinct(
         lambda record: f"{record['model']['name']} ({record['model']['parameters'] / 1e6:.1f} M parameters)"
@@ -115,7 +115,7 @@ def _legend(cells: Sequence[Cell]) -> str:
     rows = ", ".join(
         dict.fromkeys(
             f"{record['task']['name']} {record['task']['train_rows']} rows to train on, "
-            f"{record['task']['eval_rows']} held out, the most frequent class {_share(record)}"
+            f"{record['task']['eval_rows']} held out, the most frequent class {_majority_text(record)}"
             for record in ended
         )
     )
@@ -131,7 +131,11 @@ def _legend(cells: Sequence[Cell]) -> str:
     )
 
 
-def _share(record: Mapping[str, Any]) -> str:
-    of_all = quantities.majority(record)
+def _majority_text(record: Mapping[str, Any]) -> str:
+    total_share = quantities.majority(record)
     share = f"{record['majority']:.3f}"
-    return share if record["final"] is None or of_all is None else f"{share} of them and {of_all:.3f} of all rows"
+    return (
+        share
+        if record["final"] is None or total_share is None
+        else f"{share} of them and {total_share:.3f} of all rows"
+    )

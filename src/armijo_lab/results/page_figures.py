@@ -63,7 +63,7 @@ def _line_searches(cells: Sequence[Cell]) -> list[Cell]:
 
 def _is_crowded(cells: Sequence[Cell]) -> bool:
     """Whether a task has more cells than there are colours."""
-    return any(len(here) > len(PALETTE) for here in _by_task(cells).values())
+    return any(len(group) > len(PALETTE) for group in _by_task(cells).values())
 
 
 def _by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
@@ -77,13 +77,13 @@ def _color_index(cell: Cell) -> int:
 
 
 def _draw_accuracy(cells: Sequence[Cell]) -> Figure:
-    """One line for each cell, one point for each seed; the best mean on top."""
+    """Draw one line for each cell and one point for each seed, the best mean on top."""
     panels = _by_task(cells)
-    height = max(len(here) for here in panels.values())
+    height = max(len(group) for group in panels.values())
     figure = new_figure(max(7.0, 6.2 * len(panels)), 1.4 + 0.28 * height)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (task, here) in zip(axes, panels.items(), strict=True):
-        ordered = sorted(here, key=lambda cell: cell.mean(quantities.final) or 0.0)
+    for axis, (task, group) in zip(axes, panels.items(), strict=True):
+        ordered = sorted(group, key=lambda cell: cell.mean(quantities.final) or 0.0)
         for place, cell in enumerate(ordered):
             color = PALETTE[_color_index(cell)]
             values = [value for record in cell.ended.values() if (value := quantities.final(record)) is not None]
@@ -92,7 +92,7 @@ def _draw_accuracy(cells: Sequence[Cell]) -> Figure:
                 axis.plot([statistics.fmean(values)], [place], "|", color=color, markersize=13, markeredgewidth=2.5)
         axis.set_yticks(range(len(ordered)), [plain(cell.name) for cell in ordered], fontsize=8)
         axis.set_ylim(-0.6, len(ordered) - 0.4)
-        _draw_majority(axis, here)
+        _draw_majority(axis, group)
         axis.set(title=task, xlabel="accuracy")
     return figure
 
@@ -105,8 +105,8 @@ def _draw_majority(axis: Axes, cells: Sequence[Cell]) -> None:
 
 
 def _styles(panels: Iterable[Sequence[Cell]]) -> dict[str, tuple[str, str]]:
-    """A colour and a dash for each cell's name, the same in all panels."""
-    names = dict.fromkeys(cell.name for here in panels for cell in here)
+    """Return a colour and a dash for each cell's name, the same in all panels."""
+    names = dict.fromkeys(cell.name for group in panels for cell in group)
     dashes = ("-", "--", ":", "-.")
     return {
         name: (PALETTE[place % len(PALETTE)], dashes[place // len(PALETTE) % len(dashes)])
@@ -115,12 +115,14 @@ def _styles(panels: Iterable[Sequence[Cell]]) -> dict[str, tuple[str, str]]:
 
 
 def _draw_epochs(cells: Sequence[Cell]) -> Figure:
-    """Accuracy after each epoch; no more lines than can be told apart: those that end highest."""
+    """Draw the accuracy after each epoch for the cells that end highest, as many as there are colours."""
 
     def final_score(cell: Cell) -> float:
         return cell.mean(quantities.final) or 0.0
 
-    panels = {task: sorted(h, key=final_score, reverse=True)[: len(PALETTE)] for task, h in _by_task(cells).items()}
+    panels = {
+        task: sorted(group, key=final_score, reverse=True)[: len(PALETTE)] for task, group in _by_task(cells).items()
+    }
     styles = _styles(panels.values())
     figure = new_figure(max(6.0, 5.0 * len(panels)), 4.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -138,12 +140,12 @@ def _draw_epochs(cells: Sequence[Cell]) -> Figure:
 
 
 def _draw_step_sizes(cells: Sequence[Cell]) -> Figure:
-    panels = {task: here[: len(PALETTE)] for task, here in _by_task(_line_searches(cells)).items()}
+    panels = {task: group[: len(PALETTE)] for task, group in _by_task(_line_searches(cells)).items()}
     styles = _styles(panels.values())
     figure = new_figure(max(6.0, 5.0 * len(panels)), 4.8)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (task, here) in zip(axes, panels.items(), strict=True):
-        for cell in here:
+    for axis, (task, group) in zip(axes, panels.items(), strict=True):
+        for cell in group:
             record = cell.ended[0]
             low, high = ([size or math.nan for size in record[key]] for key in ("smallest", "largest"))
             steps = range(1, len(low) + 1)

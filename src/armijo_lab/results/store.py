@@ -1,8 +1,8 @@
-"""The laboratory's records: one JSON object a run, in the lines of one file for each study.
+"""The laboratory's records: one JSON object per run, one file of lines per study.
 
-    results/rivals.jsonl    every run that the study `rivals` did, in the order in which they ended
+    results/rivals.jsonl    every run of the study `rivals`, in the order in which they ended
 
-Several processes may append at once. A run that was done again has two lines, and the later one counts.
+Several processes may append at once. A run that was done twice has two lines; the later one counts.
 """
 
 from __future__ import annotations
@@ -25,50 +25,50 @@ __all__ = ["append", "failure", "identity", "line", "read", "record", "searches"
 
 logger = logging.getLogger("armijo")
 
-# Where the rows lie and where the run was done decide nothing of what it is to compute.
-_ELSEWHERE = ("data_dir", "device", "checkpoint_every", "save_models")
+# These settings decide where the rows are and how a run is done, but not what it computes.
+_EXECUTION_FIELDS = ("data_dir", "device", "checkpoint_every", "save_models")
 _UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp64": 2.0**-53, "bf16": 2.0**-8}
 _C = 0.1
 _JOINT_STEPS = 6
 _MARGIN = 10.0
-"""A test that promises less than so many units of rounding may be decided by rounding."""
+"""A test that promises fewer units of rounding than this may be decided by rounding."""
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """What tells a run from others: readable, and short enough for a folder's name.
+    """Return the name that identifies a run: readable, and short enough for a folder.
 
     Args:
-        config: What a training configuration says, as `studies.plan.as_dict` has it. Where its rows lie and what
-            device it runs on do not count.
+        config: A training configuration, from `studies.plan.as_dict`. The folder of its rows and the device do not
+            count.
     """
-    decisive = {key: _place(value) for key, value in config.items() if key not in _ELSEWHERE}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+    computed = {key: _last_name(value) for key, value in config.items() if key not in _EXECUTION_FIELDS}
+    digest = hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config['task'] or 'embedded'}-{slug(config['optimizer'])[:80]}-seed{config['seed']}-{digest}"
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """The record of each run, by its identity, of all studies in `folder`; `{}` if there is none.
+    """Read the records of all studies in `folder`, by the identity of the run; `{}` if there are none.
 
-    Of several the last counts, but a failure never hides a run that came to its end. A line that a crash tore is
-    passed over, and the log says so.
+    The last record of a run counts, but a failure never hides a run that ended. A line that a crash left half-written
+    is skipped with a warning.
     """
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             try:
                 entry = json.loads(line)
-                before = found.get(entry["run"])
-                if before is None or entry["status"] != "failed" or before["status"] == "failed":
-                    found[entry["run"]] = entry
+                previous = records.get(entry["run"])
+                if previous is None or entry["status"] != "failed" or previous["status"] == "failed":
+                    records[entry["run"]] = entry
             except (ValueError, KeyError, TypeError):
-                logger.warning("Line %d of %s holds no record of a run and is passed over.", number, path)
-    return found
+                logger.warning("Line %d of %s is not the record of a run and is skipped.", number, path)
+    return records
 
 
 def append(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add a record to a study's file, which is made; it is on disk when the call returns.
+    """Append a record to a study's file, which is made; it is on disk when the call returns.
 
-    A lock file beside it keeps records of several processes apart.
+    A lock file beside it serializes the writes of several processes.
     """
     from filelock import FileLock
 
@@ -77,7 +77,7 @@ def append(path: Path, entry: Mapping[str, Any]) -> None:
     with FileLock(path.with_name(".lock")), path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
-            # What a crash tore stays a line of its own.
+            # A line that a crash left half-written stays a line of its own.
             line = line if file.read(1) == b"\n" else b"\n" + line
         file.write(line)
         file.flush()
@@ -85,16 +85,16 @@ def append(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def failure(study: str, config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
-    """The record of a run that did not come to its end."""
-    said = " ".join(str(error).split())[:500]
-    # A sentence may name the folders that were given, or found below them.
-    said = re.sub(r"(?<!\w)(?:~|\.{0,2})(?:/[^\s/,;:'\")]+)+/?", lambda found: Path(found.group()).name, said)
+    """Make the record of a run that failed."""
+    message = " ".join(str(error).split())[:500]
+    # A message may contain folders of this machine.
+    message = re.sub(r"(?<!\w)(?:~|\.{0,2})(?:/[^\s/,;:'\")]+)+/?", lambda found: Path(found.group()).name, message)
     return {
         "run": identity(config),
         "study": study,
         "status": "failed",
-        "error": f"{type(error).__name__}: {said}" if said else type(error).__name__,
-        "config": _shown(config),
+        "error": f"{type(error).__name__}: {message}" if message else type(error).__name__,
+        "config": _without_folders(config),
         "seed": config["seed"],
         **{key: value for key, value in environment().items() if key in ("commit", "versions")},
         "ended": _now(),
@@ -102,7 +102,7 @@ def failure(study: str, config: Mapping[str, Any], error: BaseException) -> dict
 
 
 def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """The record of a run that came to its end, from what it left behind.
+    """Make the record of a run that ended, from its folder.
 
     Returns:
         `run` (its identity), `study`, `status` (completed, diverged), `config`, `seed`, `commit`, `versions`,
@@ -119,13 +119,13 @@ def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         "run": identity(config),
         "study": study,
         "status": summary["status"],
-        "config": _shown(summary["config"]),
+        "config": _without_folders(summary["config"]),
         "seed": config["seed"],
         "commit": summary["commit"],
         "versions": summary["versions"],
         "hardware": summary["hardware"],
         "ended": _now(),
-        "model": {**summary["model"], "name": _place(summary["model"]["name"])},
+        "model": {**summary["model"], "name": _last_name(summary["model"]["name"])},
         "task": {key: summary["task"][key] for key in ("name", "metrics", "train_rows", "eval_rows")},
         "epochs": [
             {key: epoch[key] for key in ("epoch", "step", "train_loss", "evaluation", "seconds")}
@@ -153,7 +153,7 @@ def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
 
 
 def line(entry: Mapping[str, Any], label: str) -> str:
-    """A record in a line for people: how the run that they know as `label` ended, and what came out."""
+    """Describe a record in one line: how the run called `label` ended, and its score."""
     if entry["status"] == "failed":
         return f"{'failed':8} {label}: {entry['error']}"
     if entry["status"] == "diverged":
@@ -242,18 +242,18 @@ def _extremes(run: Run) -> dict[str, list[float | None]]:
 
 
 def _short(value: float | None) -> float | None:
-    """Four digits: enough for every table and figure, and a third of the file."""
+    """Round to four digits, enough for every table and figure; the file is a third as large."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
 
 
-def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the folders of the machine it ran on."""
-    hidden = ("data_dir", "save_models", "checkpoint_every")
-    return {key: _place(value) for key, value in config.items() if key not in hidden and value is not None}
+def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the folders of the machine it ran on."""
+    omitted = ("data_dir", "save_models", "checkpoint_every")
+    return {key: _last_name(value) for key, value in config.items() if key not in omitted and value is not None}
 
 
-def _place(value: Any) -> Any:
-    """A path to a folder or file as its last name: `/home/me/bert` and `../bert`, and not a hub's `owner/name`."""
+def _last_name(value: Any) -> Any:
+    """Return the last name of a path such as `/home/me/bert` or `../bert`; a hub's `owner/name` stays."""
     if isinstance(value, str) and (value.startswith(("/", ".", "~")) or value.count("/") > 1):
         return Path(value).name
     return value
