@@ -68,8 +68,8 @@ def report(
             (config, [store.identity(plan.as_dict(run)) for run in runs])
             for config, runs in plan.cells(plan.read(study.name, given))
         ]
-        found = cells.collect(planned, study.varied, known)
-        if not any(cell.ended or cell.failed for cell in found):
+        study_cells = cells.collect(planned, study.varied, known)
+        if not any(cell.ended or cell.failed for cell in study_cells):
             continue
         notes = results / f"{study.name}.md"
         page = Page(
@@ -82,10 +82,10 @@ def report(
             study.tables,
             study.figures,
         )
-        write(page, found, output)
+        write(page, study_cells, output)
         written.append(study)
-        done = sum(len(cell.ended) for cell in found)
-        total = sum(len(cell.records) for cell in found)
+        done = sum(len(cell.ended) for cell in study_cells)
+        total = sum(len(cell.records) for cell in study_cells)
         terminal.print(f"{output / page.name}.md: {done} of {total} runs", markup=False, highlight=False)
     missing = [name for name in names if all(study.name != name for study in written)]
     if missing or not written:

@@ -1,4 +1,4 @@
-"""The model card of a run: what the model is, what it was trained on and how well it does, for whoever finds it."""
+"""The model card of a run: what the model is, what it was trained on, and how well it does."""
 
 import re
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath

@@ -77,7 +77,7 @@ class Cell:
 
     def spread(self, value: Callable[[Mapping[str, Any]], float | None]) -> Spread | None:
         """A quantity over the runs that ended; `None` without any, or where it is missing in one of them."""
-        return Spread.of([value(record) for record in self.ended.values()])
+        return Spread.from_values([value(record) for record in self.ended.values()])
 
     def mean(self, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
         """The mean of a quantity over the runs that ended."""
@@ -191,19 +191,19 @@ def seeds_reaching(cell: Cell, targets: Mapping[int, float]) -> tuple[int, float
     Returns:
         Seeds, epochs and seconds (0 where no seed does); `None` where no seed has a target.
     """
-    found = []
+    times = []
     shared = cell.ended.keys() & targets.keys()
     for seed in shared:
         record = cell.ended[seed]
         for epoch, score in zip(record["epochs"], quantities.scores(record), strict=True):
             if score >= targets[seed]:
-                found.append((float(epoch["epoch"]), float(epoch["seconds"]["training"])))
+                times.append((float(epoch["epoch"]), float(epoch["seconds"]["training"])))
                 break
     if not shared:
         return None
-    if not found:
+    if not times:
         return 0, 0.0, 0.0
-    return len(found), statistics.fmean(e for e, _ in found), statistics.fmean(s for _, s in found)
+    return len(times), statistics.fmean(e for e, _ in times), statistics.fmean(s for _, s in times)
 
 
 def mean_score(cell: Cell, value: Callable[[Mapping[str, Any]], float | None]) -> float:

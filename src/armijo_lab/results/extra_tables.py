@@ -227,7 +227,7 @@ def peaks(cells: Sequence[Cell]) -> str:
                 continue
             peaks.append(float(scores.index(max(scores)) + 1))
             drops.append(100 * (max(scores) - scores[-1]))
-        peak, drop = Spread.of(peaks), Spread.of(drops)
+        peak, drop = Spread.from_values(peaks), Spread.from_values(drops)
         if peak is not None and drop is not None:
             rows.append(
                 [

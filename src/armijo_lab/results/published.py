@@ -52,10 +52,10 @@ def published_table(sets: str) -> Callable[[Sequence[Cell]], str]:
     def table(cells: Sequence[Cell]) -> str:
         rows = []
         for cell in cells:
-            found = numbers.get((cell.task, cell.optimizer))
-            if found is None:
+            published = numbers.get((cell.task, cell.optimizer))
+            if published is None:
                 continue
-            accuracy, loss = found
+            accuracy, loss = published
             rows.append(
                 [
                     cell.task,

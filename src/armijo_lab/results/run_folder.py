@@ -143,14 +143,14 @@ def refuse_used(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise BadInputError(f"The output folder {folder} is a file; name a new folder.")
-    found = [name for name in _RUN_FILES if (folder / name).exists()]
-    if any(name in found for name in (SUMMARY, METRICS, "checkpoint")):
+    existing = [name for name in _RUN_FILES if (folder / name).exists()]
+    if any(name in existing for name in (SUMMARY, METRICS, "checkpoint")):
         raise BadInputError(
-            f"The output folder {folder} holds another run already ({', '.join(found)}); name a new folder, or "
+            f"The output folder {folder} holds another run already ({', '.join(existing)}); name a new folder, or "
             "continue that run with --resume if it was interrupted."
         )
-    if found:
-        raise BadInputError(f"The output folder {folder} is not empty ({', '.join(found)}); name a new folder.")
+    if existing:
+        raise BadInputError(f"The output folder {folder} is not empty ({', '.join(existing)}); name a new folder.")
 
 
 class RunLog:

@@ -24,7 +24,7 @@ def evaluate(
     """Compute the metrics and the loss on rows, and the predictions; `None` if a signal interrupted it."""
     was_training = run.model.training
     run.model.eval()
-    run.ranks.agree(run.model)
+    run.ranks.broadcast_buffers(run.model)
     indices = run.ranks.share(rows.by_length())
     outputs: list[torch.Tensor] = []
     total = torch.zeros((), device=run.device)

@@ -135,13 +135,13 @@ def train(
         BadInputError: The folder holds a run, or model, method and configuration do not fit; nothing is written.
         InterruptedRunError: Ctrl-C; the checkpoint is written.
     """
-    expected, actual = config.processes or 1, ranks.started().size
+    expected, actual = config.processes or 1, ranks.current_ranks().size
     if actual != expected:
         raise BadInputError(
             f"This run is for {counted(expected, 'rank')}, but was started with {actual}; start it with torchrun "
             f"--nproc-per-node {expected} -m armijo_lab finetune, or as a study with processes={expected}."
         )
-    with ranks.joined(choose_device(config.device)) as group:
+    with ranks.process_group(choose_device(config.device)) as group:
         state = RunState(config, task, model, tokenizer, group)
         if checkpoint is None:
             # Each rank has its own seed: with equal dropout masks the ranks' rows would not be independent.
