@@ -416,7 +416,7 @@ def runs(options: Options) -> list[TrainingConfig]:
         names = list(dict.fromkeys(cell["optimizer"] for cell in study.cells()))
         kinds = list(dict.fromkeys(name.partition(":")[0] for name in names))
         raise BadInputError(
-            f"select={options.select} matches no complete optimizer of {study.name}. They start with "
+            f"select={options.select} matches no whole optimizer name of {study.name}. The names start with "
             f"{', '.join(kinds)}, for example {max(names, key=len)}; "
             f"select='{kinds[0]}.*' selects all that start with {kinds[0]}."
         )
