@@ -135,3 +135,26 @@ def test_results_never_train() -> None:
         if module.startswith("armijo_lab.results"):
             for imported in imports(path):
                 assert not within(imported, "armijo_lab.training"), f"{module} reads results; it must not train"
+
+
+def test_the_modules_of_the_laboratory_import_each_other_in_no_circle() -> None:
+    lab = {module: set(imported_modules(path)) for module, path in modules().items() if within(module, "armijo_lab")}
+    # A package's __init__ re-exports its modules.
+    lab = {module: names & lab.keys() - {module} for module, names in lab.items() if not is_package(module)}
+    while lab:
+        leaves = {module for module, names in lab.items() if not names & lab.keys()}
+        assert leaves, f"circular imports among {sorted(lab)}"
+        lab = {module: names for module, names in lab.items() if module not in leaves}
+
+
+def is_package(module: str) -> bool:
+    return modules()[module].name == "__init__.py"
+
+
+def imported_modules(path: Path) -> list[str]:
+    """`imports`, with `from package import module` as `package.module`."""
+    found = imports(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found

@@ -1,7 +1,7 @@
-"""The processes that share the rows of a run: one alone, or several that torchrun has started.
+"""The processes that share the rows of a run: one process, or several started by torchrun.
 
-A step is taken on the same rows however many there are: each rank computes the loss of its share, and gradients, losses
-and so the decisions of a line search are means over the ranks.
+A step uses the same rows with any number of ranks: each rank computes the loss of its share, and gradients, losses and
+therefore the decisions of a line search are means over the ranks.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import distributed, nn
 
 from armijo_lab.errors import BadInputError
 
-__all__ = ["ALONE", "Ranks", "joined", "started"]
+__all__ = ["ALONE", "Ranks", "current_ranks", "process_group"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of a run.
+    """The place of this process among the processes of a run.
 
     Attributes:
-        rank: Which it is, from 0; the first alone writes.
-        size: How many there are, ≥ 1.
-        local: Which it is on its machine: the number of its GPU.
+        rank: The rank of this process, from 0; only the first writes files.
+        size: The number of processes, ≥ 1.
+        local: Its rank on its machine, which is the number of its GPU.
     """
 
     rank: int = 0
@@ -36,36 +36,36 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this rank writes the files."""
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """This rank's device, where all ranks were given the same: its own GPU.
+        """Return this rank's device: with several ranks and CUDA, its own GPU.
 
         Raises:
-            BadInputError: There is none for it.
+            BadInputError: There is no device for it.
         """
         if self.size == 1 or device.type == "cpu":
             return device
         if device.type != "cuda":
             raise BadInputError(f"Several processes share a run on CPUs or CUDA devices, not on {device.type}.")
         if device.index is not None:
-            raise BadInputError(f"{device} is one GPU, and each process of a run needs one of its own; say cuda.")
+            raise BadInputError(f"{device} is one GPU, and each process of a run needs its own; use cuda.")
         if self.local >= torch.cuda.device_count():
             raise BadInputError(
                 f"Each process of a run needs a GPU of its own, and there are {torch.cuda.device_count()} for at least "
-                f"{self.local + 1} of them; start fewer processes, or say --device cpu."
+                f"{self.local + 1} of them; start fewer processes, or use --device cpu."
             )
-        own = torch.device("cuda", self.local)
-        torch.cuda.set_device(own)
-        return own
+        gpu = torch.device("cuda", self.local)
+        torch.cuda.set_device(gpu)
+        return gpu
 
     def wrap(self, model: nn.Module, device: torch.device, unused: bool) -> nn.Module:
-        """The model as it is called in a step: its backward pass averages the gradients over the ranks.
+        """Return the model to call in a step, whose backward pass averages the gradients over the ranks.
 
         Args:
-            model: What is trained.
-            device: Where it lies.
+            model: The model to train.
+            device: Its device.
             unused: Whether a backward pass leaves some of its parameters without a gradient.
         """
         if self.size == 1:
@@ -75,30 +75,30 @@ class Ranks:
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
 
-    def agree(self, model: nn.Module) -> None:
-        """Give all ranks the buffers of the first: each has seen other rows. Every rank must call it."""
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Copy the buffers of the first rank to all, since each saw other rows. Every rank must call it."""
         for buffer in model.buffers() if self.size > 1 else ():
             distributed.broadcast(buffer, 0)
 
-    def share(self, places: Sequence[int]) -> Sequence[int]:
-        """Those of some rows that are this rank's."""
-        return places[self.rank :: self.size]
+    def share(self, indices: Sequence[int]) -> Sequence[int]:
+        """Return this rank's part of some row indices."""
+        return indices[self.rank :: self.size]
 
     def mean(self, number: float) -> float:
-        """The mean over the ranks. Every rank must call it."""
+        """Return the mean over the ranks. Every rank must call it."""
         return number if self.size == 1 else self._sum(number) / self.size
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds on any rank. Every rank must call it."""
+        """Whether the flag is set on any rank. Every rank must call it."""
         return flag if self.size == 1 else self._sum(float(flag)) > 0
 
     def gather(self, value: Any) -> list[Any]:
-        """What each rank has, in their order. Every rank must call it."""
+        """Return the values of all ranks, in order of rank. Every rank must call it."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
 
     @staticmethod
     def _sum(number: float) -> float:
@@ -111,21 +111,21 @@ ALONE = Ranks()
 """A run in one process."""
 
 
-def started() -> Ranks:
-    """What torchrun says of this process; `ALONE` where it did not start it."""
+def current_ranks() -> Ranks:
+    """Read this process's ranks from torchrun's environment; `ALONE` where torchrun did not start it."""
     if not (distributed.is_available() and distributed.is_torchelastic_launched()):
         return ALONE
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
-    """While it lasts the ranks can exchange numbers; it begins when all have come."""
-    ranks = started()
+def process_group(device: torch.device) -> Iterator[Ranks]:
+    """Initialize torch.distributed for the context, which starts once all ranks have joined."""
+    ranks = current_ranks()
     if ranks.size == 1:
         yield ranks
         return
-    # Numbers that decide something are the CPU's, also where gradients go from GPU to GPU.
+    # Losses and flags are exchanged between CPUs, also where gradients go from GPU to GPU.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield ranks

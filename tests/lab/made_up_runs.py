@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from armijo_lab.results.records import RunLog, write_json
+from armijo_lab.results.run_folder import RunLog, write_json
 
 LABELS = ["embeddings", "layer.0-1", "layer.2", "layer.3-4", "layer.5", "layer.6-7", "layer.8", "layer.9-10"]
 LABELS += ["layer.11", "head"]

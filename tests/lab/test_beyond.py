@@ -7,6 +7,7 @@ import torch
 
 from armijo_lab import models, shapes, training
 from armijo_lab.errors import BadInputError
+from armijo_lab.results.run_folder import read_run
 from armijo_lab.tasks import beyond
 from armijo_lab.training import TrainingConfig
 from lab import tiny
@@ -23,7 +24,7 @@ def test_other_data_train(task, model, optimizer, tmp_path):
     config = replace(BASE, task=task, model=model, optimizer=optimizer, epochs=3)
     summary = training.run(config, tmp_path / "run")
     assert summary["status"] == "completed"
-    first, last = (training.records.read_run(tmp_path / "run").epochs[place]["train_loss"] for place in (0, -1))
+    first, last = (read_run(tmp_path / "run").epochs[place]["train_loss"] for place in (0, -1))
     assert last < first
     assert 0 <= summary["result"]["last"]["accuracy"] <= 1
 

@@ -14,7 +14,8 @@ from armijo_lab.commands import compare as compare_module
 from armijo_lab.commands import new_folder, slug
 from armijo_lab.commands.compare import compare
 from armijo_lab.commands.finetune import finetune
-from armijo_lab.results.records import read_run
+from armijo_lab.results.run_folder import read_run
+from armijo_lab.training import loop
 from lab import tiny
 
 pytest.importorskip("datasets", reason="the tests read a file of rows")
@@ -82,14 +83,14 @@ def test_a_second_run_gets_another_folder(armijo, common, tmp_path):
 def test_an_interrupted_run_says_how_to_go_on(armijo, common, tmp_path, monkeypatch):
     whole = ["finetune", *common, "--epochs", 2, "--optimizer", "adamsls"]
     assert armijo(*whole, "--output", "whole")[0] == 0
-    real = training._Training.step
+    real = loop.take_step
 
-    def step(self, places):
-        if self.progress.step == 2:
+    def step(run, rows):
+        if run.progress.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, places)
+        return real(run, rows)
 
-    monkeypatch.setattr(training._Training, "step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     code, _, err = armijo(*whole, "--output", "parts")
     assert code == 130
     assert "Interrupted after 3 of 4 steps. Continue with: armijo finetune --resume parts" in err
@@ -217,7 +218,7 @@ def test_a_failure_is_one_sentence_and_code_1(armijo, common, monkeypatch):
     def step(*_):
         raise MemoryError("no memory left")
 
-    monkeypatch.setattr(training._Training, "step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     code, _, err = armijo("finetune", *common)
     assert code == 1
     assert err.splitlines()[-1].startswith("The command failed (MemoryError: no memory left).")
@@ -284,14 +285,14 @@ def test_compare_from_end_to_end(armijo, common, tmp_path):
 def test_an_interrupted_comparison_goes_on_where_it_was(armijo, common, tmp_path, monkeypatch):
     options = ["--optimizer", "adamsls", "--optimizer", "sgd", "--optimizer", "adam", "--seeds", 1, "--epochs", 2]
     assert armijo("compare", *common, *options, "--output", "whole")[0] == 0
-    real = training._Training.step
+    real = loop.take_step
 
-    def step(self, places):
-        if self.method.name == "sgd" and self.progress.step == 1:
+    def step(run, rows):
+        if run.method.name == "sgd" and run.progress.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, places)
+        return real(run, rows)
 
-    monkeypatch.setattr(training._Training, "step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     code, _, err = armijo("compare", *common, *options, "--output", "parts")
     assert (code, "armijo compare --resume parts" in err) == (130, True)
     monkeypatch.undo()

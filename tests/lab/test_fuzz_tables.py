@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from armijo_lab.errors import BadInputError
-from armijo_lab.results.records import read_run
+from armijo_lab.results.run_folder import read_run
 from armijo_lab.tasks import TaskData, tables
 from lab import tiny
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from armijo_lab.results.records import read_run
+from armijo_lab.results.run_folder import read_run
 from lab import tiny
 
 MAIN = [sys.executable, "-c", "from armijo_lab.cli import main; main()"]

@@ -1,5 +1,6 @@
 """LoRA and accumulated gradients: what is trained, that it is the same step, and what is saved."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -14,9 +15,9 @@ from armijo_lab.commands.predict import load_predictor, predict
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
 from armijo_lab.results.card import model_card
-from armijo_lab.results.records import read_run
+from armijo_lab.results.run_folder import read_run
 from armijo_lab.studies.plan import as_dict
-from armijo_lab.training import InterruptedRunError, TrainingConfig
+from armijo_lab.training import InterruptedRunError, TrainingConfig, runs
 from lab import tiny
 
 pytest.importorskip("peft")
@@ -126,7 +127,7 @@ def test_which_layers_get_an_adapter(folder, targets, adapted):
 
 @pytest.mark.parametrize("optimizer", ["plasls:n_groups=2", "adam:lr=1e-2"])
 def test_an_interrupted_and_resumed_run_equals_the_uninterrupted(start, folder, tmp_path, monkeypatch, optimizer):
-    monkeypatch.setattr(training, "load_task", lambda config: tiny.task(22))
+    monkeypatch.setattr(runs, "load_task", lambda config: tiny.task(22))
     config = replace(LORA, optimizer=optimizer, model=str(folder), batch_size=4, accumulate=2)
     start(config, tmp_path / "whole")
 
@@ -204,7 +205,7 @@ def test_summary_and_card_tell_it_and_the_identity_only_where_it_is_asked_for(st
     [
         ({"lora": 0}, "--lora is 0; it must be at least 1"),
         ({"accumulate": 0}, "--accumulate is 0"),
-        ({"lora_alpha": 4.0}, "say their rank with --lora, as in --lora 8"),
+        ({"lora_alpha": 4.0}, "set their rank with --lora, as in --lora 8"),
         ({"lora_targets": "query"}, "--lora-targets describes LoRA adapters"),
         ({"lora": 2, "lora_alpha": 0.0}, "--lora-alpha is 0; it must be a number above 0"),
     ],
@@ -215,7 +216,7 @@ def test_values_that_cannot_be_are_refused(values, said):
 
 
 def test_a_missing_peft_is_named(monkeypatch):
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInputError, match=r"pip install 'armijo\[peft\]'"):
         LORA.check()
     BASE.check()

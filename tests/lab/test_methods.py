@@ -167,17 +167,17 @@ def test_arguments_reach_the_optimizer(model):
     text = "plasls:split=projection,schedule=joint,c=0.2,beta1=0,max_step_size=0.5"
     optimizer = methods.parse(text).build(model, 1).optimizer
     assert {group["component"] for group in optimizer.param_groups} == {"query", "key", "value", "rest"}
-    assert optimizer.turn == armijo.Jointly()
-    assert optimizer.criterion.criterion == armijo.Armijo(0.2)
-    assert optimizer.direction == armijo.Adam((0.0, 0.999))
+    assert optimizer.selection == armijo.Jointly()
+    assert optimizer.search == armijo.Backtracking(armijo.Armijo(0.2))
+    assert optimizer.direction == armijo.AdamDirection((0.0, 0.999))
     assert {group["max_step_size"] for group in optimizer.param_groups} == {0.5}
     paper = methods.parse("paper-plasls:schedule=each,joint_steps=2,n_groups=1").build(model, 1).optimizer
-    assert paper.turn == armijo.EachInTurn(2)
+    assert paper.selection == armijo.EachAlone(2)
     assert paper.param_groups[0]["component"] == "embeddings"
     assert len(paper.param_groups) == 3
     layers = methods.parse("plasls:n_groups=layers,joint_steps=3").build(model, 1).optimizer
     assert [group["component"] for group in layers.param_groups] == ["embeddings", "layers.0", "layers.1", "head"]
-    assert layers.turn == armijo.Cycle(3)
+    assert layers.selection == armijo.Cycle(3)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import copy
 import torch
 
 import armijo.paper
-from armijo_lab.methods.released import ReleasedOrder
+from armijo_lab.methods.released import ReleasedPLASLS
 
 
 def make():
@@ -18,7 +18,8 @@ def make():
 
 def optimizer(kind, model, **keywords):
     groups = [{"params": list(layer.parameters()), "component": str(place)} for place, layer in enumerate(model)]
-    return kind(groups, joint_steps=2, initial_step_size=0.5, **keywords)
+    joint = {"joint_steps": 2} if kind is ReleasedPLASLS else {"selection": armijo.Cycle(2)}
+    return kind(groups, **joint, initial_step_size=0.5, **keywords)
 
 
 def losses_tried(opt, loss):
@@ -36,7 +37,7 @@ def losses_tried(opt, loss):
 
 def test_the_components_before_the_searched_one_have_moved_already():
     model, loss = make()
-    opt = optimizer(ReleasedOrder, model)
+    opt = optimizer(ReleasedPLASLS, model)
     # Two joint steps, then components 0 and 1; at the fifth step component 2 is searched.
     for _ in range(4):
         opt.step(loss)
@@ -65,7 +66,7 @@ def test_the_components_before_the_searched_one_have_moved_already():
 def test_only_the_searched_loss_differs_from_the_paper():
     ours, _loss = make()
     theirs = copy.deepcopy(ours)
-    released, paper = optimizer(ReleasedOrder, ours), optimizer(armijo.paper.PLASLS, theirs)
+    released, paper = optimizer(ReleasedPLASLS, ours), optimizer(armijo.paper.PLASLS, theirs)
     inputs = torch.randn(12, 5, dtype=torch.float64)
 
     def closure(model):
@@ -82,21 +83,22 @@ def test_only_the_searched_loss_differs_from_the_paper():
 def test_what_a_failed_search_began_with_is_measured():
     model, loss = make()
     # Steps so long that the moves of the earlier components raise the loss.
-    opt = optimizer(ReleasedOrder, model, max_trials=3)
+    opt = optimizer(ReleasedPLASLS, model, max_trials=3)
     seen = []
     for _ in range(30):
         before, state = copy.deepcopy(model.state_dict()), copy.deepcopy(opt.state_dict())
         tried = losses_tried(opt, loss)
         statuses = {part.label: str(part.status) for part in opt.report.components}
-        searched = state["param_groups"][0]["turn"] % 4
+        searched = state["param_groups"][0]["cycle_place"] % 4
+        measured = [trial.loss for trial in opt.report.searches[0].trials if trial.step_size == 0]
         if statuses[str(searched)] == "exhausted" and searched > 0 and state["param_groups"][0]["steps"] >= 2:
             after = copy.deepcopy(model.state_dict())
             moved = {key: after[key] if int(key[0]) < searched else tensor for key, tensor in before.items()}
             model.load_state_dict(moved)
-            seen.append((opt.moved_loss, loss().item(), tried[-1]))
+            seen.append((measured[0], loss().item(), tried[-1]))
             model.load_state_dict(after)
-        elif searched > 0:
-            assert opt.moved_loss is None
+        elif statuses[str(searched)] == "accepted":
+            assert not measured
     assert seen
     for measured, by_hand, last in seen:
         assert measured == last
@@ -105,7 +107,7 @@ def test_what_a_failed_search_began_with_is_measured():
 
 def test_a_failure_puts_everything_back():
     model, loss = make()
-    opt = optimizer(ReleasedOrder, model)
+    opt = optimizer(ReleasedPLASLS, model)
     for _ in range(4):
         opt.step(loss)
     before = copy.deepcopy(model.state_dict())

@@ -12,7 +12,7 @@ import pytest
 
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import figures, tables
-from armijo_lab.results.records import Run, read_run, read_runs
+from armijo_lab.results.run_folder import Run, read_run, read_runs
 from lab.made_up_runs import write_run
 
 PNG = b"\x89PNG"

@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 
 from armijo_lab import models, training
 from armijo_lab.errors import BadInputError
-from armijo_lab.results.records import divergence, read_run
-from armijo_lab.training import InterruptedRunError, TrainingConfig
+from armijo_lab.results.run_folder import divergence, read_run
+from armijo_lab.training import InterruptedRunError, TrainingConfig, loop, runs
+from armijo_lab.training.checkpoints import read_checkpoint
+from armijo_lab.training.progress import CLOCKS
+from armijo_lab.training.state import RunState
 from lab import tiny
 
 # 20 rows in batches of 6: 4 steps an epoch, the last of 2 rows.
@@ -44,7 +47,7 @@ def start(folder):
 def resumable(folder, monkeypatch):
     """What `resume` would read from files, it gets from here."""
     config = replace(BASE, model=str(folder))
-    monkeypatch.setattr(training, "load_task", lambda config: tiny.task())
+    monkeypatch.setattr(runs, "load_task", lambda config: tiny.task())
     return config
 
 
@@ -95,7 +98,7 @@ def test_a_run_leaves_its_records(start, tmp_path, optimizer, paper_protocol):
     assert summary["task"]["train_rows"] == 20
     assert summary["task"]["pairs"] is False
     assert summary["peak_memory"]["resident"] > 0
-    for clock in training.CLOCKS:
+    for clock in CLOCKS:
         first, second = (epoch["seconds"][clock] for epoch in run.epochs)
         assert 0 < first < second <= summary["seconds"][clock]
     searches = not optimizer.startswith(("adam:", "sgd"))
@@ -141,15 +144,15 @@ def test_weights_are_as_readable_as_the_files_beside_them(start, tmp_path):
 def test_the_best_epoch_has_the_best_score_and_among_equals_the_lowest_loss(start, tmp_path, monkeypatch):
     scores = iter([0.5, math.nan, 0.7, 0.7, 0.7, 0.6])
     losses = iter([0.9, 0.1, 0.8, 0.6, 0.6, 0.1])
-    real = training._Training.evaluate
+    real = loop.evaluate
 
-    def evaluate(self, *given):
-        _, predictions = real(self, *given)
+    def evaluate(*given):
+        _, predictions = real(*given)
         return {"accuracy": next(scores), "loss": next(losses)}, predictions
 
-    monkeypatch.setattr(training._Training, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     saved = []
-    monkeypatch.setattr(training._Training, "save_model", lambda self, folder: saved.append(folder.name))
+    monkeypatch.setattr(loop, "save_model", lambda run, folder: saved.append(folder.name))
     summary = start(replace(BASE, epochs=6), tmp_path / "run")
     assert summary["result"]["best"]["epoch"] == 4
     assert summary["result"]["last"]["epoch"] == 6
@@ -188,20 +191,19 @@ def test_every_optimizer_sees_the_same_batches(start, tmp_path):
 def test_the_papers_protocol_keeps_the_rows_in_order(start, tmp_path):
     task = tiny.task()
     model, tokenizer = models.load(None, task)
-    order = training._Training(BASE, task, model, tokenizer, None).order
-    assert sorted(order(0)) == sorted(order(1)) == list(range(20))
-    assert order(0) != order(1)
-    assert order(1) == order(1)
-    paper = training._Training(replace(BASE, paper_protocol=True), task, model, tokenizer, None)
-    assert paper.order(0) == paper.order(1) == list(range(20))
+    run = RunState(BASE, task, model, tokenizer)
+    first, second = (loop.row_order(run, epoch) for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    assert loop.row_order(run, 1) == second
+    paper = RunState(replace(BASE, paper_protocol=True), task, model, tokenizer)
+    assert loop.row_order(paper, 0) == loop.row_order(paper, 1) == list(range(20))
 
 
 def test_dropout_is_on_but_under_the_papers_protocol(start, tmp_path, monkeypatch):
     modes = []
-    real = training._Training.step
-    monkeypatch.setattr(
-        training._Training, "step", lambda self, places: (modes.append(self.model.training), real(self, places))[1]
-    )
+    real = loop.take_step
+    monkeypatch.setattr(loop, "take_step", lambda run, rows: (modes.append(run.model.training), real(run, rows))[1])
     start(BASE, tmp_path / "a")
     assert set(modes) == {True}
     modes.clear()
@@ -269,14 +271,14 @@ def test_all_held_out_rows_are_evaluated_once_more_after_the_last_epoch(start, t
 
 
 def test_float64_is_float64_everywhere(start, tmp_path, monkeypatch):
-    real, seen = training._Training._logits, set()
+    real, seen = RunState.logits, set()
 
     def logits(self, model, inputs):
         found = real(self, model, inputs)
         seen.add((found.dtype, next(self.model.parameters()).dtype))
         return found
 
-    monkeypatch.setattr(training._Training, "_logits", logits)
+    monkeypatch.setattr(RunState, "logits", logits)
     config = replace(BASE, precision="fp64", optimizer="plasls", save_models=False)
     assert start(config, tmp_path / "run")["status"] == "completed"
     assert seen == {(torch.float64, torch.float64)}
@@ -293,16 +295,16 @@ def test_trials_and_ties_add_up(start, tmp_path):
 def test_an_interrupted_evaluation_is_done_again(start, resumable, tmp_path, monkeypatch):
     config = replace(resumable, optimizer="plasls")
     start(config, tmp_path / "whole")
-    real = training._Training.evaluate
+    real = loop.evaluate
     asked = []
 
-    def interrupted(self, *given):
+    def interrupted(*given):
         if not asked:
             asked.append(True)
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, *given)
+        return real(*given)
 
-    monkeypatch.setattr(training._Training, "evaluate", interrupted)
+    monkeypatch.setattr(loop, "evaluate", interrupted)
     with pytest.raises(InterruptedRunError):
         start(config, tmp_path / "parts")
     assert read_run(tmp_path / "parts").epochs == []
@@ -349,7 +351,7 @@ def test_a_failed_checkpoint_leaves_the_old_one(start, resumable, tmp_path, monk
     with pytest.raises(training.CheckpointError, match=r"of step 4 could not .*the one before it is intact"):
         start(replace(resumable, checkpoint_every=2), tmp_path / "run")
     monkeypatch.setattr(torch, "save", real)
-    assert training._read_checkpoint(tmp_path / "run")["progress"]["step"] == 2
+    assert read_checkpoint(tmp_path / "run")["progress"]["step"] == 2
     assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] == ["state.pt"]
     training.resume(tmp_path / "run")
     start(replace(resumable, checkpoint_every=2), tmp_path / "whole")
@@ -395,29 +397,29 @@ def test_a_second_signal_does_not_spoil_the_checkpoint_that_the_first_one_asked_
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(InterruptedRunError):
         start(resumable, tmp_path / "run", observe=interrupt_at(3))
-    assert training._read_checkpoint(tmp_path / "run")["progress"]["step"] == 3
+    assert read_checkpoint(tmp_path / "run")["progress"]["step"] == 3
 
 
 def test_a_signal_while_the_last_files_are_written_stops_whoever_started_the_run(start, tmp_path, monkeypatch):
-    real = training._Training.save_model
+    real = loop.save_model
 
-    def save_model(self, folder):
+    def save_model(run, folder):
         if folder.name == "last":
             os.kill(os.getpid(), signal.SIGTERM)
-        real(self, folder)
+        real(run, folder)
 
-    monkeypatch.setattr(training._Training, "save_model", save_model)
+    monkeypatch.setattr(loop, "save_model", save_model)
     with pytest.raises(KeyboardInterrupt):
         start(BASE, tmp_path / "run")
     assert read_run(tmp_path / "run").summary["status"] == "completed"
-    assert training.lacks_its_report(tmp_path / "run")
+    assert training.needs_report(tmp_path / "run")
 
 
 def test_a_model_that_cannot_take_the_texts_is_refused_before_anything_is_written(start, tmp_path, monkeypatch):
     def fail(self, model, inputs):
         raise IndexError("index out of range in self")
 
-    monkeypatch.setattr(training._Training, "_logits", fail)
+    monkeypatch.setattr(RunState, "logits", fail)
     with pytest.raises(BadInputError, match=r"cannot take these texts .*index out of range.*--max-length"):
         start(BASE, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -438,7 +440,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 def test_other_data_are_not_resumed(start, resumable, tmp_path, monkeypatch):
     with pytest.raises(InterruptedRunError):
         start(resumable, tmp_path / "run", observe=interrupt_at(2))
-    monkeypatch.setattr(training, "load_task", lambda config: tiny.task(train=18))
+    monkeypatch.setattr(runs, "load_task", lambda config: tiny.task(train=18))
     with pytest.raises(BadInputError, match=r"data .* have changed"):
         training.resume(tmp_path / "run")
 
@@ -474,22 +476,22 @@ def test_what_cannot_be_resumed_says_why(start, tmp_path):
 
 def spoil_at(monkeypatch, step, *, weights):
     """From the middle of a run: a batch whose loss is NaN, or weights that give no other."""
-    real = training._Training.step
+    real = loop.take_step
 
-    def spoilt(self, places):
-        if self.progress.step + 1 == step:
+    def spoilt(run, rows):
+        if run.progress.step + 1 == step:
             if weights:
                 with torch.no_grad():
-                    self.model.classifier.weight.fill_(math.nan)
+                    run.model.classifier.weight.fill_(math.nan)
             else:
-                loss = self.loss
-                self.loss = lambda *arguments: loss(*arguments) * math.nan
-                record = real(self, places)
-                del self.loss
+                loss = run.loss
+                run.loss = lambda *arguments: loss(*arguments) * math.nan
+                record = real(run, rows)
+                del run.loss
                 return record
-        return real(self, places)
+        return real(run, rows)
 
-    monkeypatch.setattr(training._Training, "step", spoilt)
+    monkeypatch.setattr(loop, "take_step", spoilt)
 
 
 @pytest.mark.parametrize("optimizer", ["adam:lr=1e-3", "plasls"])
@@ -527,7 +529,7 @@ def test_a_batch_that_the_line_search_skipped_is_no_divergence(start, tmp_path, 
         ({"device": "meta"}, "not available here"),
         ({"optimizer": "lion"}, "no optimizer"),
         ({"task": "sst2", "train": "a.csv"}, "give one of them"),
-        ({"data_dir": "glue"}, "say which one with --task"),
+        ({"data_dir": "glue"}, "name the task with --task"),
         ({"text": "a"}, "--train FILE"),
         ({"train": "a.csv", "label": "l"}, "--text is missing"),
         ({"train": "a.csv", "text": "t"}, "--label is missing"),

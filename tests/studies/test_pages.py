@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from armijo_lab.results import cells, pages, store
+from armijo_lab.results import cells, quantities, store
+from armijo_lab.results.page import Page, write
 from armijo_lab.studies import plan
 from studies import made_up
 
@@ -29,8 +30,10 @@ def found():
 
 
 def page(study, found, folder, notes=None):
-    pages.write(
-        pages.Header(study, study, "A title", "A question?", f"armijo study {study}", "armijo report", notes),
+    shown = plan.STUDIES[study]
+    command = f"armijo study {study}"
+    write(
+        Page(study, "A title", "A question?", command, "armijo report", notes, shown.tables, shown.figures),
         found,
         folder,
     )
@@ -49,40 +52,40 @@ def line(text, *starts):
 def test_a_cell_is_its_seeds(found):
     ours = cell(found, "adamsls")
     assert sorted(ours.ended) == [0, 1, 2]
-    assert ours.mean(cells.final) == pytest.approx(0.83)
-    assert ours.mean(cells.best) == pytest.approx(0.81)
-    assert ours.spread(cells.final).deviation == pytest.approx(0.01)
+    assert ours.mean(quantities.final) == pytest.approx(0.83)
+    assert ours.mean(quantities.best) == pytest.approx(0.81)
+    assert ours.spread(quantities.final).deviation == pytest.approx(0.01)
     diverged = cell(found, "sgd:lr=1e-1,schedule=cosine")
     assert diverged.diverged == 3
-    assert diverged.mean(cells.final) is None
+    assert diverged.mean(quantities.final) is None
     assert cell(found, "dog").failed == 1
     assert cell(found, "gen").records == (None, None, None)
 
 
 def test_differences_are_paired_over_the_seeds(found):
-    gap = cells.difference(cell(found, "adamsls"), cell(found, ADAMW), cells.final)
+    gap = cells.difference(cell(found, "adamsls"), cell(found, ADAMW), quantities.final)
     assert (gap.mean, gap.low, gap.high) == pytest.approx((0.02, 0.02, 0.02))
     assert gap.verdict == "win"
     # Student's t for two degrees of freedom: 4.303 · 0.0907 / √3.
-    wide = cells.difference(cell(found, "salsa"), cell(found, ADAMW), cells.final)
+    wide = cells.difference(cell(found, "salsa"), cell(found, ADAMW), quantities.final)
     assert wide.mean == pytest.approx(-0.01 / 3)
     assert wide.high - wide.mean == pytest.approx(4.3027 * 0.0907 / 3**0.5, rel=1e-2)
     assert wide.verdict == "tie"
-    one = cells.difference(cell(found, "plasls"), cell(found, ADAMW), cells.final)
+    one = cells.difference(cell(found, "plasls"), cell(found, ADAMW), quantities.final)
     assert (one.seeds, one.low, one.verdict) == (1, None, None)
-    assert cells.difference(cell(found, "gen"), cell(found, ADAMW), cells.final) is None
+    assert cells.difference(cell(found, "gen"), cell(found, ADAMW), quantities.final) is None
     # What diverged has lost.
-    lost = cells.difference(cell(found, "adamsls"), cell(found, "sgd:lr=1e-1,schedule=cosine"), cells.final)
+    lost = cells.difference(cell(found, "adamsls"), cell(found, "sgd:lr=1e-1,schedule=cosine"), quantities.final)
     assert lost.mean == pytest.approx(0.83)
 
 
 def test_time_to_a_target(found):
     same = dict.fromkeys(range(3), 0.78)
-    assert cells.reached(cell(found, "adamsls"), same) == pytest.approx((3, 2.0, 20 * 2 / 3))
+    assert cells.seeds_reaching(cell(found, "adamsls"), same) == pytest.approx((3, 2.0, 20 * 2 / 3))
     # With the same seed: 0.79 after the second epoch of seed 0, and 0.82 only at the end of seed 2.
-    assert cells.reached(cell(found, "adamsls"), {0: 0.79, 2: 0.82, 1: 0.99}) == pytest.approx((2, 2.5, 50 / 3))
-    assert cells.reached(cell(found, "plasls"), same) == (0, 0.0, 0.0)
-    assert cells.reached(cell(found, "gen"), same) is None
+    assert cells.seeds_reaching(cell(found, "adamsls"), {0: 0.79, 2: 0.82, 1: 0.99}) == pytest.approx((2, 2.5, 50 / 3))
+    assert cells.seeds_reaching(cell(found, "plasls"), same) == (0, 0.0, 0.0)
+    assert cells.seeds_reaching(cell(found, "gen"), same) is None
     assert cells.time_ratio(cell(found, "adamsls"), cell(found, ADAMW)) == pytest.approx(2.0)
     assert cells.time_ratio(cell(found, "plasls"), cell(found, ADAMW)) == pytest.approx(1.0)
 
@@ -235,6 +238,8 @@ def test_the_most_frequent_class_is_that_of_the_rows_judged(tmp_path):
     assert all("final_majority" not in record for record in records)
     knowing = {**records[0], "final_majority": 0.625}
     found = collected("rivals", [knowing, *records[1:]])
-    assert {cells.majority(r) for c in found if c.task == knowing["task"]["name"] for r in c.ended.values()} == {0.625}
+    assert {quantities.majority(r) for c in found if c.task == knowing["task"]["name"] for r in c.ended.values()} == {
+        0.625
+    }
     assert "held out, the most frequent class 0.500 of them and 0.625 of all rows" in page("rivals", found, tmp_path)
     assert "the most frequent class 0.500)" in page("rivals", collected("rivals", records), tmp_path)

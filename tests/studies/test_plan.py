@@ -37,7 +37,7 @@ def test_a_study_can_be_cut_and_moved():
 @pytest.mark.parametrize("name", plan.STUDIES)
 def test_what_is_recorded_tells_the_options_it_was_run_with(name):
     usual = plan.runs(Options(study=name))
-    assert all(plan.options_of(name, plan.as_dict(config)) == [] for config in usual)
+    assert all(plan.recover_options(name, plan.as_dict(config)) == [] for config in usual)
     labels = [plan.label(name, config) for config in usual]
     assert all(config.optimizer in label.split() for config, label in zip(usual, labels, strict=True))
     # But for rows and protocol, by which generalise and overhead tell their own cells apart.
@@ -47,7 +47,7 @@ def test_what_is_recorded_tells_the_options_it_was_run_with(name):
         said = (
             ["processes=2", "protocol=clean"] if name == "paper-full" else ["limit=0", "processes=2", "protocol=clean"]
         )
-        assert all(plan.options_of(name, plan.as_dict(config)) == said for config in moved)
+        assert all(plan.recover_options(name, plan.as_dict(config)) == said for config in moved)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_is_recorded_tells_the_options_it_was_run_with(name):
         (Options("rivals", protocol="dirty"), "paper or clean"),
         (Options("rivals", seeds=0), "at least 1"),
         (Options("rivals", select="lion"), "adamsls"),
-        (Options("rivals", select="("), "no regular expression"),
+        (Options("rivals", select="("), "not a regular expression"),
         (Options("rivals", epochs=0), "--epochs"),
         (Options("rivals", precision="fp8"), "fp32"),
         (Options("rivals", tasks="sst2,sts2"), "no task 'sts2'"),
@@ -96,8 +96,48 @@ def test_a_new_field_of_training_leaves_old_identities_alone():
     assert store.identity(plan.as_dict(config)) == "sst2-adamsls-seed0-fb9329b9"
 
 
-def test_every_field_of_training_has_a_value_that_an_identity_leaves_out():
-    assert plan._LEFT_OUT.keys() == {field.name for field in dataclasses.fields(TrainingConfig)}
+FROZEN_DEFAULTS = {
+    "model": None,
+    "data_dir": None,
+    "train": None,
+    "evaluation": None,
+    "text": None,
+    "text_pair": None,
+    "label": None,
+    "limit": None,
+    "evaluation_limit": None,
+    "evaluate_all": False,
+    "epochs": 5,
+    "batch_size": 32,
+    "precision": "fp32",
+    "device": "auto",
+    "paper_protocol": False,
+    "lora": None,
+    "lora_alpha": None,
+    "lora_targets": None,
+    "accumulate": None,
+    "processes": None,
+    "checkpoint_every": None,
+    "save_models": True,
+}
+
+
+def test_what_identities_leave_out_stays_as_it_was():
+    left_out = {key: value for key, value in plan._DEFAULTS.items() if key not in plan.ALWAYS_NAMED}
+    for name in left_out.keys() - FROZEN_DEFAULTS.keys():
+        pytest.fail(
+            f"TrainingConfig has the new field {name!r}: make its default the value with which training behaves as it "
+            f"did without the field, and then add {name!r}: {left_out[name]!r} to FROZEN_DEFAULTS in this test."
+        )
+    for name, value in FROZEN_DEFAULTS.items():
+        assert name in left_out, (
+            f"TrainingConfig has lost the field {name!r}: records in results/ that set it can no longer be found. If "
+            "none does, remove it from FROZEN_DEFAULTS in this test."
+        )
+        assert left_out[name] == value, (
+            f"The default of {name} changed from {value!r} to {left_out[name]!r}, so the records in results/ would no "
+            f"longer be found: add {name!r}: {value!r} to CHANGED_DEFAULTS in armijo_lab/studies/plan.py."
+        )
 
 
 def test_a_plan_needs_no_device_and_spares_packages_that_keep_no_checkpoint():

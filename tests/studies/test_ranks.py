@@ -14,7 +14,7 @@ import torch
 from armijo_lab import ranks, training
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
-from armijo_lab.results.records import read_run
+from armijo_lab.results.run_folder import read_run
 from armijo_lab.studies import launch, plan, worker
 from armijo_lab.studies.plan import read
 from lab import tiny
@@ -143,11 +143,11 @@ def test_what_cannot_be_shared_is_refused(small, tmp_path, monkeypatch):
         ranks.Ranks(0, 2, 0).device(torch.device("cuda:0"))
     with pytest.raises(BadInputError, match="not on mps"):
         ranks.Ranks(0, 2, 0).device(torch.device("mps"))
-    with pytest.raises(BadInputError, match=r"salsa decides by the loss of its own rows"):
+    with pytest.raises(BadInputError, match=r"salsa uses only the loss of its own rank's rows"):
         plan.runs(read("rivals", [*small, "select=salsa", "processes=2"]))
     with pytest.raises(BadInputError, match="processes is 0"):
         plan.runs(read("rivals", [*small, "processes=0"]))
     _, config = planned(small, "processes=2")
-    with pytest.raises(BadInputError, match=r"is for 2 ranks, and has 1; start it with torchrun"):
+    with pytest.raises(BadInputError, match=r"is for 2 ranks, but was started with 1; start it with torchrun"):
         training.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from armijo_lab.results import store
-from armijo_lab.results.records import Run
+from armijo_lab.results.run_folder import Run
 
 
 def test_the_last_record_of_a_run_counts(tmp_path):
@@ -77,13 +77,33 @@ def component(label="a", status="accepted", step_size=1e-3, slope=10.0, trials=1
     }
 
 
+def search(*parts, c=0.1, trials=((1e-3, 0.5),)):
+    """The search that components took part in together."""
+    return {
+        "components": [part["label"] for part in parts],
+        "status": parts[0]["status"],
+        "c": c,
+        "slope": sum(part["slope"] for part in parts),
+        "trials": [list(trial) for trial in trials],
+    }
+
+
 def run(*steps, name="paper-plasls", precision="fp32", **settings):
+    """A run of steps, each a loss, its components and, unless these are one, its searches."""
     summary = {
         "config": {"precision": precision},
         "optimizer": {"name": name, "settings": settings},
         "ties": 3,
     }
-    records = [{"step": n, "loss": loss, "components": list(parts)} for n, (loss, parts) in enumerate(steps, 1)]
+    records = [
+        {
+            "step": number,
+            "loss": loss,
+            "components": list(parts),
+            "searches": list(searches[0]) if searches else [search(*parts)] if parts else [],
+        }
+        for number, (loss, parts, *searches) in enumerate(steps, 1)
+    ]
     return Run(Path(), summary, records, [])
 
 
@@ -101,7 +121,8 @@ def test_how_decidable_a_test_was_is_counted_in_units_of_rounding():
     assert found["log10"] == [pytest.approx(math.log10(1e-3 / (2**-24 * 0.5)), rel=1e-3)] * 4
     assert (found["count"], found["below"], found["ties"]) == (1, 0, 3)
     double = store.searches(run((0.5, [component()]), precision="fp64"))
-    half = store.searches(run((0.5, [component(step_size=1e-7)]), precision="bf16", c=0.2))
+    short = component(step_size=1e-7)
+    half = store.searches(run((0.5, [short], [search(short, c=0.2)]), precision="bf16"))
     assert double is not None
     assert half is not None
     assert double["log10"][0] == pytest.approx(found["log10"][0] + 29 * math.log10(2), rel=1e-3)
@@ -115,24 +136,26 @@ def test_components_that_were_searched_together_are_one_search():
     assert found is not None
     assert found["count"] == 1
     assert found["log10"][0] == pytest.approx(math.log10(0.1 * 1e-3 * 40 / (2**-24 * 0.5)), rel=1e-3)
-    # With every component searched at every step each is a search, once the joint steps are over.
-    each = run((0.5, joint), (0.5, joint), schedule="each", joint_steps=1)
+    each = run((0.5, joint), (0.5, joint, [search(part) for part in joint]))
     assert searched(each)["count"] == 3
     waiting = [component("a"), component("b", status="unsearched", trials=0, trial_loss=None)]
-    assert searched(run((0.5, waiting)))["count"] == 1
+    found = searched(run((0.5, waiting, [search(waiting[0])])))
+    assert found["count"] == 1
+    assert found["log10"][0] == pytest.approx(math.log10(0.1 * 1e-3 * 10 / (2**-24 * 0.5)), rel=1e-3)
 
 
 def failed(first, *, name="paper-plasls", trials=100, gap=None, loss=0.5, slope=10.0, **keywords):
     """The causes of one failed search whose first trial was at `first`."""
     # The paper's search keeps what is left after a hundred contractions, the recommended one what it had.
-    kept = first * 0.9**trials if name.startswith("paper-") else first
-    made = run(
-        (loss, [component(status="exhausted", step_size=kept, slope=slope, trials=trials, trial_loss=None)]),
-        name=name,
-        **keywords,
-    )
+    paper = name.startswith("paper-")
+    kept = first * 0.9**trials if paper else first
+    tried = [(first * 0.9 ** (n if paper else n * (n + 1) / 2), loss) for n in range(trials)]
     if gap is not None:
-        made.steps[0]["moved_loss"] = loss + gap
+        keywords["baseline"] = "moved"
+    if gap is not None or not paper:
+        tried.append((0.0, loss + (gap or 0.0)))
+    part = component(status="exhausted", step_size=kept, slope=slope, trials=len(tried), trial_loss=None)
+    made = run((loss, [part], [search(part, trials=tried)]), name=name, **keywords)
     causes = searched(made)["failed"]
     return [cause for cause, number in causes.items() for _ in range(number)]
 
@@ -164,14 +187,16 @@ def test_rounding_alone_can_exhaust_an_isolated_search_whose_first_trials_were_d
         return float(numpy.float32(0.7 - slope * step_size + curvature * step_size**2 / 2))
 
     start = float(numpy.float32(0.7))
-    outcome = PaperBacktracking().search(Line(start, slope), 0.1, loss, Armijo(0.1))
+    outcome = PaperBacktracking(Armijo(0.1)).search(Line(start, slope), 0.1, loss, {})
     assert outcome.status == "exhausted"
     assert failed(0.1, loss=0.7, slope=slope) == ["rounding"]
 
 
 def test_searches_that_could_not_be_done():
     odd = [component(status="nonfinite", trials=0, trial_loss=None)]
-    assert searched(run((None, odd)))["failed"]["nonfinite"] == 1
+    assert searched(run((None, odd, [])))["failed"]["nonfinite"] == 1
+    noisy = component(status="nondeterministic", trials=26, trial_loss=None)
+    assert searched(run((0.5, [noisy])))["failed"]["nondeterministic"] == 1
     assert store.searches(run((0.5, []))) is None
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from armijo_lab import training
+from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
 from armijo_lab.studies import plan, worker
 from armijo_lab.studies.plan import read
+from armijo_lab.training import loop
 
 CLOCKS = ("seconds", "peak_memory", "epochs", "ended")
 
@@ -61,11 +63,11 @@ def test_a_record_holds_all_that_was_asked_for(options, tmp_path, place):
 def test_runs_that_share_a_process_equal_runs_in_fresh_ones(options, small, tmp_path):
     planned = plan.runs(options)
     assert len(planned) >= 3
-    shared = worker.Shared()
+    cache = worker.Cache()
     # Twice, so that each has had every other one before it.
     for config in planned:
-        do(options, config, tmp_path / "before", shared=shared)
-    together = [do(options, config, tmp_path / "together", shared=shared) for config in planned]
+        do(options, config, tmp_path / "before", cache=cache)
+    together = [do(options, config, tmp_path / "together", cache=cache) for config in planned]
     for config, record in zip(planned, together, strict=True):
         one = [f"select={config.optimizer}", f"results={tmp_path / 'fresh'}"]
         rest = [option for option in small if not option.startswith("results=")]
@@ -79,14 +81,14 @@ def test_runs_that_share_a_process_equal_runs_in_fresh_ones(options, small, tmp_
 
 def test_a_run_that_fails_is_recorded_and_done_again(options, tmp_path, monkeypatch):
     config = plan.runs(options)[0]
-    real = training._Training.step
-    monkeypatch.setattr(training._Training, "step", lambda self, places: 1 / 0)
+    real = loop.take_step
+    monkeypatch.setattr(loop, "take_step", lambda run, rows: 1 / 0)
     record = do(options, config, tmp_path / "results")
     assert record["status"] == "failed"
     assert record["error"] == "ZeroDivisionError: division by zero"
     known = store.read(tmp_path / "results")
     assert not worker.is_done(config, known)
-    monkeypatch.setattr(training._Training, "step", real)
+    monkeypatch.setattr(loop, "take_step", real)
     do(options, config, tmp_path / "results")
     known = store.read(tmp_path / "results")
     assert worker.is_done(config, known)
@@ -111,21 +113,21 @@ def test_a_run_that_was_whole_before_its_record_is_not_done_again(options, tmp_p
     with pytest.raises(ZeroDivisionError):
         do(options, config, tmp_path / "results")
     monkeypatch.setattr(store, "append", real)
-    monkeypatch.setattr(training._Training, "step", lambda self, places: 1 / 0)
+    monkeypatch.setattr(loop, "take_step", lambda run, rows: 1 / 0)
     assert do(options, config, tmp_path / "results")["status"] == "completed"
 
 
 def interrupted_at_the_fourth(monkeypatch):
     """Ctrl-C in the fourth step from now; the steps that were begun."""
-    real, steps = training._Training.step, []
+    real, steps = loop.take_step, []
 
-    def step(self, places):
-        steps.append(places)
+    def step(run, rows):
+        steps.append(rows)
         if len(steps) == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, places)
+        return real(run, rows)
 
-    monkeypatch.setattr(training._Training, "step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     return steps
 
 
@@ -149,18 +151,18 @@ def test_a_package_that_cannot_be_resumed_starts_again(small, tmp_path, monkeypa
         do(options, config, tmp_path / "results")
     assert do(options, config, tmp_path / "results")["status"] == "completed"
     assert len(steps) == 4 + 6
-    with pytest.raises(training.BadInputError, match="checkpoint-every"):
+    with pytest.raises(BadInputError, match="checkpoint-every"):
         dataclasses.replace(config, checkpoint_every=2).check()
 
 
 def test_the_shared_cache_forgets_what_was_used_longest_ago(options):
-    shared = worker.Shared(capacity=1)
+    cache = worker.Cache(capacity=1)
     config = plan.runs(options)[0]
-    first = shared.load(config)
-    assert shared.load(config)[0] is first[0]
-    assert shared.load(config)[1] is not first[1]
-    shared.load(dataclasses.replace(config, limit=8))
-    assert shared.load(config)[0] is not first[0]
+    first = cache.load(config)
+    assert cache.load(config)[0] is first[0]
+    assert cache.load(config)[1] is not first[1]
+    cache.load(dataclasses.replace(config, limit=8))
+    assert cache.load(config)[0] is not first[0]
 
 
 def test_one_process_needs_torch_and_transformers_alone(small, tmp_path):

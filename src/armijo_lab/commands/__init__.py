@@ -50,7 +50,7 @@ def prepare_output(folder: Path) -> None:
     Raises:
         BadInputError: It does, or it cannot.
     """
-    from armijo_lab.results.records import refuse_used
+    from armijo_lab.results.run_folder import refuse_used
 
     missing: list[Path] = []
     try:

@@ -86,7 +86,7 @@ class Plan:
 
     def write(self, folder: Path) -> None:
         """Keep the plan in `folder`, which is made, for `--resume`."""
-        from armijo_lab.results.records import write_json
+        from armijo_lab.results.run_folder import write_json
 
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / _PLAN, dataclasses.asdict(self))
@@ -267,7 +267,7 @@ def report(folders: Sequence[Path], folder: Path) -> None:
 
     from armijo_lab.commands.progress import errors, output
     from armijo_lab.results import figures, tables
-    from armijo_lab.results.records import divergence, read_run, write_json, write_text
+    from armijo_lab.results.run_folder import divergence, read_run, write_json, write_text
 
     runs = [read_run(path) for path in folders]
     rows = tables.comparison(runs)
@@ -302,7 +302,7 @@ def report(folders: Sequence[Path], folder: Path) -> None:
 
 
 def _status(folder: Path) -> str:
-    from armijo_lab.results.records import read_run
+    from armijo_lab.results.run_folder import read_run
 
     if (folder / "checkpoint" / "state.pt").is_file():
         return "resumable"

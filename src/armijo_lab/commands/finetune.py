@@ -88,14 +88,14 @@ def finetune(
     from armijo_lab import ranks, training
     from armijo_lab.commands.progress import errors, interrupted, show
 
-    among = ranks.started()
+    group = ranks.current_ranks()
     folder = resume
     if folder is not None:
         only_resume(context)
-        # The first rank may have written the report by the time another looks.
-        if training.lacks_its_report(folder) or not (among.first or training.has_checkpoint(folder)):
-            if among.first:
-                _report_or_say(folder)
+        # The first rank may already have written the report when another rank checks.
+        if training.needs_report(folder) or not (group.first or training.has_checkpoint(folder)):
+            if group.first:
+                _report_unless_interrupted(folder)
             return
     try:
         if folder is not None:
@@ -126,12 +126,12 @@ def finetune(
                 lora_alpha=lora_alpha,
                 lora_targets=lora_targets,
                 accumulate=accumulate,
-                processes=among.size if among.size > 1 else None,
+                processes=group.size if group.size > 1 else None,
                 checkpoint_every=checkpoint_every,
             )
             config.check()
             folder = output if output is not None else new_folder(f"{data_name(config)}-{optimizer}")
-            if among.first:
+            if group.first:
                 prepare_output(folder)
             with show(f"{optimizer} on {data_name(config)}") as observe:
                 training.run(config, folder, observe=observe, command=command_line(context))
@@ -142,14 +142,14 @@ def finetune(
         errors.print(f"{error}{how}", markup=False, highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        if folder is None or not (training.has_checkpoint(folder) or training.lacks_its_report(folder)):
+        if folder is None or not (training.has_checkpoint(folder) or training.needs_report(folder)):
             interrupted("Interrupted; there is no checkpoint, so the run has to be started again.")
         interrupted(f"Interrupted. {_continue(folder)}")
-    if among.first:
-        _report_or_say(folder)
+    if group.first:
+        _report_unless_interrupted(folder)
 
 
-def _report_or_say(folder: Path) -> None:
+def _report_unless_interrupted(folder: Path) -> None:
     try:
         report(folder)
     except KeyboardInterrupt:
@@ -163,21 +163,21 @@ def _continue(folder: Path) -> str:
 
 
 def data_name(config: TrainingConfig) -> str:
-    """What the rows of a configuration are called."""
+    """Return a short name of the data, for folders and titles."""
     if config.train is not None:
         return Path(config.train).stem
     return config.task if config.task is not None else "embedded"
 
 
 def report(folder: Path) -> None:
-    """Draw a completed run's figures, write its card, and say in a few lines what came out.
+    """Draw a finished run's figures, write its model card, and print its results in a few lines.
 
     Raises:
         typer.Exit: The training diverged; the code is 1.
     """
     from armijo_lab.commands.progress import errors, output
     from armijo_lab.results import card, figures
-    from armijo_lab.results.records import divergence, read_run, write_text
+    from armijo_lab.results.run_folder import divergence, read_run, write_text
 
     try:
         figures.draw_run(folder)
@@ -218,7 +218,7 @@ def _lines(summary: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _score(value: float | None) -> str:
-    # Records hold null for what was not finite.
+    # Summaries hold null for numbers that are not finite.
     return "not finite" if value is None else f"{value:.3f}"
 
 

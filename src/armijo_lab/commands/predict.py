@@ -82,7 +82,7 @@ def load_predictor(folder: Path) -> Predictor:
     import torch
 
     from armijo_lab import models
-    from armijo_lab.results import records
+    from armijo_lab.results import run_folder
 
     place = _model_folder(folder)
     try:
@@ -94,7 +94,7 @@ def load_predictor(folder: Path) -> Predictor:
         raise BadInputError(
             f"The model in {place} cannot be read ({reason}); train it again, or name another."
         ) from error
-    run = records.read_summary(place.parent) if place.name in ("best", "last") else {}
+    run = run_folder.read_summary(place.parent) if place.name in ("best", "last") else {}
     # A summary.json beside the folder may be another program's.
     max_length = run.get("config", {}).get("max_length", models.max_length(model, tokenizer))
     pairs = run.get("task", {}).get("pairs")
@@ -172,14 +172,14 @@ def _answer(labels: tuple[str, ...], logits: torch.Tensor) -> Prediction:
 def _model_folder(folder: Path) -> Path:
     """Where the model itself lies."""
     from armijo_lab import models
-    from armijo_lab.results import records
+    from armijo_lab.results import run_folder
 
     if not folder.is_dir():
         is_file = "is a file" if folder.exists() else "does not exist"
         raise BadInputError(f"The folder {folder} {is_file}; name the output folder of an armijo finetune.")
     if (folder / "best").is_dir():
         folder = folder / "best"
-    elif any((folder / name).exists() for name in (records.SUMMARY, records.METRICS, "checkpoint")):
+    elif any((folder / name).exists() for name in (run_folder.SUMMARY, run_folder.METRICS, "checkpoint")):
         raise BadInputError(
             f"The run in {folder} has no model yet, because it ended before its first evaluation or was told to keep "
             f"none; if it was interrupted, continue it with: armijo finetune --resume {shlex.quote(str(folder))}"
@@ -303,10 +303,10 @@ def predict_command(
     predictor = load_predictor(folder)
     predictions = predict(predictor, asked.texts, asked.pairs, batch_size)
     if output is not None:
-        from armijo_lab.results import records
+        from armijo_lab.results import run_folder
 
         lines = _csv if output.suffix == ".csv" else _jsonl
-        records.write_text(output, "".join(lines(predictor.labels, asked, predictions)))
+        run_folder.write_text(output, "".join(lines(predictor.labels, asked, predictions)))
         typer.echo(f"Wrote {counted(len(predictions), 'prediction')} to {output}.")
         return
     if form is None:

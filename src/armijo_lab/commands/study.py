@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["study"]
 
-_LOOK_EVERY = 2.0
-"""Seconds between two looks at the records."""
-_LINE_EVERY = 60.0
-"""Seconds between the lines that stand for a bar where there is no terminal."""
+_READ_INTERVAL = 2.0
+"""Seconds between two reads of the records."""
+_LINE_INTERVAL = 60.0
+"""Seconds between the lines that replace the progress bar where there is no terminal."""
 
 
 def study(
@@ -75,25 +75,25 @@ def study(
         raise BadInputError(f"There is no study {name!r}; choose one of {', '.join(plan.STUDIES)}.")
     given = list(overrides or [])
     chosen = engine.options(name, given)
-    planned, todo = engine.left(chosen)
+    planned, todo = engine.pending_runs(chosen)
     if show:
         _list(chosen, planned, todo)
         return
     if not todo:
-        said = f"All {counted(len(planned), 'run')} of {name} are done. Next: {_report(chosen, given)}"
-        output.print(said, markup=False, highlight=False)
+        message = f"All {counted(len(planned), 'run')} of {name} are done. Next: {_report(chosen, given)}"
+        output.print(message, markup=False, highlight=False)
         return
-    worker.prepare_places(todo, chosen)
+    worker.check_sources(todo, chosen)
     try:
         with _progress(chosen, planned, todo):
             engine.run(chosen, given, todo)
     except KeyboardInterrupt:
-        _, todo = engine.left(chosen)
+        _, todo = engine.pending_runs(chosen)
         interrupted(f"Interrupted; {counted(len(todo), 'run')} left. The same command does the rest.")
-    _, todo = engine.left(chosen)
+    _, todo = engine.pending_runs(chosen)
     done = len(planned) - len(todo)
-    said = f"{done} of {counted(len(planned), 'run')} done. Next: {_report(chosen, given)}"
-    output.print(said, markup=False, highlight=False)
+    message = f"{done} of {counted(len(planned), 'run')} done. Next: {_report(chosen, given)}"
+    output.print(message, markup=False, highlight=False)
     if todo:
         from armijo_lab.results import store
         from armijo_lab.studies.plan import as_dict
@@ -101,8 +101,8 @@ def study(
         known = store.read(Path(chosen.results))
         for config in todo:
             entry = known.get(store.identity(as_dict(config)), {})
-            said = entry.get("error", "it left no record")
-            errors.print(f"{plan.label(name, config)}: {said}", markup=False, highlight=False)
+            reason = entry.get("error", "it left no record")
+            errors.print(f"{plan.label(name, config)}: {reason}", markup=False, highlight=False)
         errors.print(
             f"{counted(len(todo), 'run')} failed; the same command tries again.", markup=False, highlight=False
         )
@@ -110,10 +110,10 @@ def study(
 
 
 def _report(chosen: Options, given: list[str]) -> str:
-    """The command that shows these runs: a report has the options that decide what they compute."""
-    from armijo_lab.studies.plan import PLACES
+    """Return the command that reports on these runs, with the options that decide what they compute."""
+    from armijo_lab.studies.plan import EXECUTION_OPTIONS
 
-    elsewhere = (*PLACES, "seeds", "tasks", "select")
+    elsewhere = (*EXECUTION_OPTIONS, "seeds", "tasks", "select")
     decisive = [text for text in given if not text.startswith("hydra") and text.partition("=")[0] not in elsewhere]
     place = [] if chosen.results == "results" else ["--results", chosen.results, "--output", "pages"]
     return shlex.join(["armijo", "report", chosen.study, *decisive, *place])
@@ -136,13 +136,13 @@ def _list(chosen: Options, planned: list[TrainingConfig], todo: list[TrainingCon
 
 @contextlib.contextmanager
 def _progress(chosen: Options, planned: list[TrainingConfig], todo: list[TrainingConfig]) -> Iterator[None]:
-    """Show what the records say, while the runs go on, wherever they do."""
+    """Show the progress of the runs, on whichever machine they are, from their records."""
     from armijo_lab.commands.progress import errors
 
     stop = threading.Event()
-    watch = _Watch(chosen, planned, todo)
+    reader = _ProgressReader(chosen, planned, todo)
     target = _bar if errors.is_terminal else _lines
-    thread = threading.Thread(target=target, args=(watch, stop), daemon=True)
+    thread = threading.Thread(target=target, args=(reader, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -151,8 +151,8 @@ def _progress(chosen: Options, planned: list[TrainingConfig], todo: list[Trainin
         thread.join(timeout=5)
 
 
-class _Watch:
-    """Runs done, running and left, and the time that is left, from the records and the folders of runs going on."""
+class _ProgressReader:
+    """Counts finished, running and waiting runs from the records and the folders of unfinished runs."""
 
     def __init__(self, chosen: Options, planned: list[TrainingConfig], todo: list[TrainingConfig]) -> None:
         from armijo_lab.results import store
@@ -168,10 +168,10 @@ class _Watch:
         self.failed = 0
         self.news: list[str] = []
 
-    def look(self) -> tuple[int, int, int, float | None]:
-        """Ended, running, left, and seconds to the end, `None` before the first has ended.
+    def read(self) -> tuple[int, int, int, float | None]:
+        """Return the finished, running and waiting runs, and the seconds to the end (`None` before a run has ended).
 
-        `news` has a line for each run that ended since the last look, `failed` the number of failures so far.
+        `news` has a line for each run that ended since the last call, `failed` the number of failures so far.
         """
         from armijo_lab.results import store
 
@@ -194,13 +194,13 @@ class _Watch:
         return self.before + len(ended), running, left - running, seconds
 
 
-def _said(seen: tuple[int, int, int, float | None], failed: int) -> str:
-    _, running, left, seconds = seen
+def _status_text(counts: tuple[int, int, int, float | None], failed: int) -> str:
+    _, running, waiting, seconds = counts
     time_left = "" if seconds is None else f", about {math.ceil(seconds / 60)} min left"
-    return f"{f'{failed} failed, ' if failed else ''}{running} running, {left} left{time_left}"
+    return f"{f'{failed} failed, ' if failed else ''}{running} running, {waiting} left{time_left}"
 
 
-def _bar(watch: Any, stop: threading.Event) -> None:
+def _bar(reader: Any, stop: threading.Event) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from armijo_lab.commands.progress import errors
@@ -209,32 +209,34 @@ def _bar(watch: Any, stop: threading.Event) -> None:
         TextColumn("runs"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}", markup=False),
+        TextColumn("{task.fields[status]}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=errors) as progress:
-        task = progress.add_task("runs", total=watch.total, completed=watch.before, said="")
+        task = progress.add_task("runs", total=reader.total, completed=reader.before, status="")
         over = False
         while not over:
-            # Once more when all is over: the last run is to be seen too.
-            over = stop.wait(_LOOK_EVERY)
-            seen = watch.look()
-            for line in watch.news:
+            # Read once more at the end, to show the last run too.
+            over = stop.wait(_READ_INTERVAL)
+            counts = reader.read()
+            for line in reader.news:
                 progress.console.print(line, markup=False, highlight=False)
-            progress.update(task, completed=seen[0], said=_said(seen, watch.failed))
+            progress.update(task, completed=counts[0], status=_status_text(counts, reader.failed))
 
 
-def _lines(watch: Any, stop: threading.Event) -> None:
+def _lines(reader: Any, stop: threading.Event) -> None:
     from armijo_lab.commands.progress import errors
 
     shown, last, over = -1, time.monotonic(), False
     while not over:
-        over = stop.wait(_LOOK_EVERY)
-        seen = watch.look()
-        for line in watch.news:
+        over = stop.wait(_READ_INTERVAL)
+        counts = reader.read()
+        for line in reader.news:
             errors.print(line, markup=False, highlight=False)
-        if not over and (seen[0] != shown or time.monotonic() - last > _LINE_EVERY):
-            shown, last = seen[0], time.monotonic()
+        if not over and (counts[0] != shown or time.monotonic() - last > _LINE_INTERVAL):
+            shown, last = counts[0], time.monotonic()
             errors.print(
-                f"{seen[0]}/{watch.total} runs done, {_said(seen, watch.failed)}", markup=False, highlight=False
+                f"{counts[0]}/{reader.total} runs done, {_status_text(counts, reader.failed)}",
+                markup=False,
+                highlight=False,
             )

@@ -17,7 +17,7 @@ __all__ = ["FAILURES", "Loss", "StepResult", "Stepper", "accumulate_gradients", 
 Loss = Callable[[], "torch.Tensor"]
 """Computes the loss of a batch, or one micro-batch's share of it, at the current parameters, of shape ()."""
 
-FAILURES = ("exhausted", "nonfinite", "nondeterministic")
+FAILURES = ("exhausted", "ascent", "nonfinite", "nondeterministic")
 """The statuses of a line search that found no step size."""
 
 
@@ -31,8 +31,9 @@ class StepResult:
         rate: The learning rate of the step; `None` for armijo's line searches, and for packages that do not tell it.
         components: For armijo's line searches, a dict per component with the fields of `armijo.ComponentReport`.
         merges: Pairs of labels: the component that was kept, and the one that was merged into it.
+        searches: For armijo's line searches, a dict per search: the labels of its components, its status, the
+            constant c of the criterion, its slope, and a pair of step size and loss for each trial.
         ties: Trials whose loss was exactly f_k.
-        moved_loss: See `released.ReleasedOrder`; `None` for every other optimizer.
     """
 
     loss: float
@@ -40,8 +41,8 @@ class StepResult:
     rate: float | None = None
     components: list[dict[str, Any]] = field(default_factory=list)
     merges: list[list[str]] = field(default_factory=list)
+    searches: list[dict[str, Any]] = field(default_factory=list)
     ties: int = 0
-    moved_loss: float | None = None
 
 
 class Stepper:

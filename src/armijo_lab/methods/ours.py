@@ -33,7 +33,6 @@ from armijo_lab.methods.row import (
 )
 
 if TYPE_CHECKING:
-    from armijo.search.records import Line, Trial
     from torch import nn
     from torch.optim import Optimizer
 
@@ -43,13 +42,8 @@ __all__ = ["PAPER_ROWS", "ROWS", "SearchStepper"]
 class SearchStepper(Stepper):
     """Steps with armijo's optimizers, whose `step` takes the closure."""
 
-    def __init__(self, optimizer: Any) -> None:
-        super().__init__(optimizer)
-        self._counter = optimizer.criterion = _CountedTies(optimizer.criterion)
-
     def step(self, *parts: Loss) -> StepResult:
         """Search for the step sizes and update the parameters."""
-        self._counter.ties = 0
         loss = self.optimizer.step(parts[0] if len(parts) == 1 else self._accumulate(parts)).item()
         report = self.optimizer.report
         return StepResult(
@@ -67,8 +61,20 @@ class SearchStepper(Stepper):
                 for component in report.components
             ],
             merges=[list(merge) for merge in report.merges],
-            ties=self._counter.ties,
-            moved_loss=getattr(self.optimizer, "moved_loss", None),
+            searches=[
+                {
+                    "components": list(search.components),
+                    "status": str(search.status),
+                    "c": self.optimizer.search.criterion.c,
+                    "slope": search.slope,
+                    "trials": [[trial.step_size, trial.loss] for trial in search.trials],
+                }
+                for search in report.searches
+            ],
+            # Trials at η = 0 repeat the start on purpose.
+            ties=sum(
+                trial.loss == report.loss for search in report.searches for trial in search.trials if trial.step_size
+            ),
         )
 
     def _accumulate(self, parts: Sequence[Loss]) -> Any:
@@ -90,24 +96,8 @@ class SearchStepper(Stepper):
                 "step_size": float(groups[component.groups[0]]["step_size"]),
                 "parameters": sum(p.numel() for index in component.groups for p in groups[index]["params"]),
             }
-            for component in self.optimizer.partition.components([group["component"] for group in groups])
+            for component in self.optimizer.components
         ]
-
-
-class _CountedTies:
-    """Wraps a criterion and counts the trials whose loss is exactly the loss at the start.
-
-    Args:
-        criterion: The criterion that decides.
-    """
-
-    def __init__(self, criterion: Any) -> None:
-        self.criterion = criterion
-        self.ties = 0
-
-    def violation(self, line: Line, trial: Trial) -> float:
-        self.ties += trial.loss == line.loss
-        return self.criterion.violation(line, trial)
 
 
 def _builder(make: Callable[[nn.Module, dict[str, Any]], Optimizer]) -> Build:
@@ -139,9 +129,7 @@ def _make_sgdsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
 def _make_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     import armijo
 
-    if "schedule" in settings or "joint_steps" in settings:
-        joint_steps = settings.pop("joint_steps", armijo.Cycle().joint_steps)
-        settings["turn"] = _schedule(settings.pop("schedule", "cycle"))(joint_steps)
+    _choose_selection(settings)
     if "merge" in settings or "merge_below" in settings:
         settings["merging"] = _merging(settings.pop("merge", "mean"), settings.pop("merge_below", None))
     settings = _join_betas(settings)
@@ -151,14 +139,14 @@ def _make_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
 def _make_paper_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     import armijo.paper
 
-    optimizer_class = armijo.paper.PLASLS
     if settings.pop("baseline", "isolated") == "moved":
-        from armijo_lab.methods.released import ReleasedOrder
+        from armijo_lab.methods.released import ReleasedPLASLS
 
-        optimizer_class = ReleasedOrder
-    if "schedule" in settings:
-        settings["schedule"] = _schedule(settings["schedule"])
-    return optimizer_class(_split(model, settings), **settings)
+        if settings.pop("schedule", "cycle") != "cycle":
+            raise BadInputError("baseline=moved is the order of the released cycle; leave schedule out.")
+        return ReleasedPLASLS(_split(model, settings), **settings)
+    _choose_selection(settings)
+    return armijo.paper.PLASLS(_split(model, settings), **settings)
 
 
 def _make_paper_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
@@ -180,7 +168,7 @@ def _split(model: nn.Module, settings: dict[str, Any]) -> Any:
     by, n_groups = settings.pop("split", "layer"), settings.pop("n_groups", None)
     if n_groups == "layers":
         n_groups = _layer_count(model)
-    return armijo.split(model, by=by, n_groups=n_groups)
+    return armijo.split(model, by=by, n_layer_groups=n_groups)
 
 
 def _layer_count(model: nn.Module) -> int:
@@ -195,13 +183,16 @@ def _layer_count(model: nn.Module) -> int:
     return layers
 
 
-def _schedule(name: str) -> Callable[[int], Any]:
-    """Return what makes the schedule of searched components from the number of joint steps."""
+def _choose_selection(settings: dict[str, Any]) -> None:
+    """Replace `schedule` and `joint_steps` by the selection that they describe."""
     import armijo
 
-    if name == "joint":
-        return lambda joint_steps: armijo.Jointly()
-    return {"cycle": armijo.Cycle, "each": armijo.EachInTurn}[name]
+    if "schedule" in settings or "joint_steps" in settings:
+        schedule, joint_steps = settings.pop("schedule", "cycle"), settings.pop("joint_steps", 6)
+        if schedule == "joint":
+            settings["selection"] = armijo.Jointly()
+        else:
+            settings["selection"] = {"cycle": armijo.Cycle, "each": armijo.EachAlone}[schedule](joint_steps)
 
 
 def _merging(rule: str, below: float | None) -> Any:

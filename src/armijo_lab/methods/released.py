@@ -8,51 +8,72 @@ compared with the loss from before they moved. If those moves raise the loss of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Unpack
 
-import torch
+from torch.optim.optimizer import ParamsT
 
-import armijo.paper
-from armijo import Status
+import armijo
+from armijo import paper
 
-__all__ = ["ReleasedOrder"]
+__all__ = ["MeasuredBacktracking", "ReleasedCycle", "ReleasedPLASLS"]
 
 
-class ReleasedOrder(armijo.paper.PLASLS):
-    """`armijo.paper.PLASLS`, but each search starts after the components before the searched one have moved.
+@dataclass(frozen=True)
+class ReleasedCycle(armijo.Cycle):
+    """A cycle in which the components before the searched one have moved already.
 
-    Attributes:
-        moved_loss: After a search that failed: the loss at its starting point, with the components before the searched
-            one moved and the searched one at η = 0. The search compared its trials with f_k instead. `None` otherwise.
+    In a joint step the released code moves everything at once, as the library does.
     """
 
-    moved_loss: float | None = None
+    def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
+        """The places before the searched one."""
+        return tuple(range(block[0])) if len(block) == 1 else ()
 
-    def _search_block(
-        self, moves: Sequence[Any], places: Sequence[int], objective: Any, interrupts: Any, sign: float
+
+@dataclass(frozen=True)
+class MeasuredBacktracking(armijo.PaperBacktracking):
+    """The paper's backtracking, which evaluates its starting point, η = 0, after a search that failed.
+
+    There the components before the searched one have moved and the searched one has not; the search compared its
+    trials with f_k instead.
+    """
+
+    def find(
+        self, line: armijo.Line, first: float, evaluate: armijo.Evaluate, violation: Callable[[float, float], float]
+    ) -> armijo.Outcome:
+        """Contract as the paper does, and measure the starting point if nothing passes."""
+        outcome = armijo.PaperBacktracking.find(self, line, first, evaluate, violation)
+        if outcome.status is armijo.Status.EXHAUSTED:
+            evaluate(0.0)
+        return outcome
+
+
+class ReleasedPLASLS(armijo.LineSearch):
+    """`armijo.paper.PLASLS` in the released code's order.
+
+    Args:
+        params: Labelled groups, as `armijo.split` makes them.
+        joint_steps: How many steps search all components together at first, ≥ 0.
+        merge_below: λ ≥ 0.
+        numbers: The keywords of `armijo.paper.backtracking`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        joint_steps: int = 6,
+        merge_below: float = 1e-12,
+        **numbers: Unpack[paper.SearchNumbers],
     ) -> None:
-        first = places[0]
-        self.moved_loss = None
-        # In a joint step the released code moves everything at once, as the library does.
-        if len(places) > 1 or first == 0:
-            super()._search_block(moves, places, objective, interrupts, sign)
-            return
-        groups = [(move.step_size, group) for move in moves[:first] for group in move.groups if group.parameters]
-        parameters = [parameter for _, group in groups for parameter in group.parameters]
-        start = [parameter.detach().clone() for parameter in parameters]
-        try:
-            for step_size, group in groups:
-                torch._foreach_add_(group.parameters, self._applied(group), alpha=-step_size)
-            super()._search_block(moves, places, objective, interrupts, sign)
-            if moves[first].outcome.status is Status.EXHAUSTED:
-                self.moved_loss = objective.trial(interrupts.let_through)
-        finally:
-            if parameters:
-                torch._foreach_copy_(parameters, start)
-
-    def _applied(self, group: Any) -> list[torch.Tensor]:
-        """Return the direction that the commit will apply, computed on copies of the moments."""
-        states = [{key: value.clone() for key, value in state.items()} for state in group.states]
-        torch._foreach_add_([state["step"] for state in states], 1)
-        return self.direction.commit(group.grads, states, [d.clone() for d in group.directions], group.group)
+        found = paper.backtracking(**numbers)
+        super().__init__(
+            params,
+            direction=armijo.AdamDirection(),
+            search=MeasuredBacktracking(found.criterion, found.guess, found.shrink, found.max_trials),
+            selection=ReleasedCycle(joint_steps),
+            merging=armijo.MergeSmallest(merge_below),
+            partition=armijo.ByLabel(),
+        )

@@ -1,10 +1,10 @@
-"""The model card of a run: what the model is, what it was trained on and how well it does, for whoever finds it."""
+"""The model card of a run: what the model is, what it was trained on, and how well it does."""
 
 import re
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from armijo_lab.results import records
+from armijo_lab.results import run_folder
 
 __all__ = ["model_card"]
 
@@ -29,7 +29,7 @@ def model_card(summary: dict[str, Any]) -> str:
         f"# {_name(summary)}\n",
         _introduction(summary),
         _results(summary),
-        _use(summary) if records.divergence(summary) is None else "",
+        _use(summary) if run_folder.divergence(summary) is None else "",
         _training(summary),
         _limits(summary),
         _provenance(summary),
@@ -68,7 +68,7 @@ def _introduction(summary: dict[str, Any]) -> str:
     task = summary["task"]
     what = "gives one of the labels" if task["labels"] else "gives a number"
     labels = f" {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else ""
-    sentence = records.divergence(summary)
+    sentence = run_folder.divergence(summary)
     if sentence is None and summary["status"] != "completed":
         sentence = "The run was interrupted before its end."
     status = "" if sentence is None else f"**{sentence}** "

@@ -1,4 +1,4 @@
-"""The cells of a study: what its records say of each, over the seeds; computed from the records alone."""
+"""The cells of a study: the records of one configuration over its seeds, and comparisons of two cells."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from armijo_lab.results import quantities
 from armijo_lab.results.tables import Spread
 
-__all__ = ["Cell", "Difference", "Planned", "collect", "difference", "reached", "score", "tasks", "time_ratio"]
+__all__ = [
+    "Cell",
+    "Difference",
+    "Planned",
+    "collect",
+    "difference",
+    "mean_score",
+    "seeds_reaching",
+    "task_names",
+    "time_ratio",
+]
 
 Planned = Sequence[tuple[Mapping[str, Any], Sequence[str]]]
 """For each cell what its runs have in common, and the identity of each, seed by seed."""
@@ -21,7 +32,7 @@ class Cell:
     """One row of a study's table.
 
     Attributes:
-        config: What its runs have in common: task, optimizer, and what else was said.
+        config: What its runs have in common: task, optimizer, and other settings.
         varied: The part of it, without task and optimizer, in which the cells of the study differ.
         records: The record of each seed, `None` where it was not run.
     """
@@ -37,17 +48,17 @@ class Cell:
 
     @property
     def optimizer(self) -> str:
-        """The optimizer as it was asked for."""
+        """The optimizer as the user named it."""
         return self.config["optimizer"]
 
     @property
     def name(self) -> str:
-        """The optimizer, and what else tells this cell from the others of its task."""
+        """The optimizer, and the settings that distinguish this cell from others of its task."""
         return "  ".join([self.optimizer, *(f"{key} {_word(value)}" for key, value in self.varied.items())])
 
     @property
     def ended(self) -> dict[int, Mapping[str, Any]]:
-        """The records of runs that came to their end, by seed."""
+        """The records of runs that ended without an error, by seed."""
         return {
             record["seed"]: record
             for record in self.records
@@ -66,7 +77,7 @@ class Cell:
 
     def spread(self, value: Callable[[Mapping[str, Any]], float | None]) -> Spread | None:
         """A quantity over the runs that ended; `None` without any, or where it is missing in one of them."""
-        return Spread.of([value(record) for record in self.ended.values()])
+        return Spread.from_values([value(record) for record in self.ended.values()])
 
     def mean(self, value: Callable[[Mapping[str, Any]], float | None]) -> float | None:
         """The mean of a quantity over the runs that ended."""
@@ -75,7 +86,7 @@ class Cell:
 
 
 def collect(planned: Planned, varied: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
-    """The cells of a study with what is known of their runs; `varied` names what a cell's name says beside them.
+    """Combine planned cells with the records of their runs; `varied` names the settings that a cell's name shows.
 
     A record without `final_majority`, as earlier commits wrote them, gets that of another record of its task.
     """
@@ -85,7 +96,7 @@ def collect(planned: Planned, varied: Sequence[str], known: Mapping[str, Mapping
         if record.get("final") is not None and record.get("final_majority") is not None
     }
 
-    def of_run(identity: str) -> Mapping[str, Any] | None:
+    def find_record(identity: str) -> Mapping[str, Any] | None:
         record = known.get(identity)
         if record is None or record.get("final") is None or record.get("final_majority") is not None:
             return record
@@ -95,95 +106,15 @@ def collect(planned: Planned, varied: Sequence[str], known: Mapping[str, Mapping
         Cell(
             config=config,
             varied={key: config[key] for key in varied if key in config},
-            records=tuple(map(of_run, identities)),
+            records=tuple(map(find_record, identities)),
         )
         for config, identities in planned
     ]
 
 
-def tasks(cells: Sequence[Cell]) -> list[str]:
-    """The tasks, in the order of their first cells."""
+def task_names(cells: Sequence[Cell]) -> list[str]:
+    """Return the tasks, in the order of their first cells."""
     return list(dict.fromkeys(cell.task for cell in cells))
-
-
-# ------------------------------------------------------------------------------- what a record says
-
-
-def metric(record: Mapping[str, Any]) -> str:
-    """The name of the task's primary metric."""
-    return record["task"]["metrics"][0]
-
-
-def scores(record: Mapping[str, Any]) -> list[float]:
-    """The primary metric after each epoch, NaN where the loss was not finite."""
-    name = metric(record)
-    return [
-        math.nan if epoch["evaluation"]["loss"] is None else epoch["evaluation"][name] for epoch in record["epochs"]
-    ]
-
-
-def best(record: Mapping[str, Any]) -> float | None:
-    """The best of them."""
-    return max((score for score in scores(record) if not math.isnan(score)), default=None)
-
-
-def last(record: Mapping[str, Any]) -> float | None:
-    """The last of them."""
-    found = scores(record)
-    return found[-1] if found and not math.isnan(found[-1]) else None
-
-
-def final(record: Mapping[str, Any]) -> float | None:
-    """On all held-out rows after the last epoch; what stands after the last epoch where no more was evaluated."""
-    judged = record["final"]
-    if judged is None:
-        return last(record)
-    return None if judged["loss"] is None else judged[metric(record)]
-
-
-def majority(record: Mapping[str, Any]) -> float | None:
-    """The share of the most frequent class among the rows that `final` is about, in [0, 1]; `None` if unknown."""
-    return record["majority"] if record["final"] is None else record.get("final_majority")
-
-
-def train_loss(record: Mapping[str, Any]) -> float | None:
-    """The mean batch loss over the last epoch."""
-    return record["epochs"][-1]["train_loss"] if record["epochs"] else None
-
-
-def forwards_a_step(record: Mapping[str, Any]) -> float:
-    """Forward passes a step, of which one has gradients."""
-    return record["forwards"] / record["steps"]
-
-
-def training_seconds(record: Mapping[str, Any]) -> float:
-    """Seconds in training steps."""
-    return record["seconds"]["training"]
-
-
-def last_epoch_seconds(record: Mapping[str, Any]) -> float:
-    """Seconds in training steps of the last epoch, when the first searches are over."""
-    *before, last = record["epochs"]
-    return last["seconds"]["training"] - (before[-1]["seconds"]["training"] if before else 0.0)
-
-
-def last_epoch_forwards(record: Mapping[str, Any]) -> float:
-    """Forward passes a step in the last epoch."""
-    before = record["epochs"][:-1]
-    return statistics.fmean(record["forwards_a_step"][before[-1]["step"] if before else 0 :])
-
-
-def smallest_step_size(record: Mapping[str, Any]) -> float | None:
-    """The smallest step size of any component at any step."""
-    return min((size for size in record.get("smallest", []) if size is not None), default=None)
-
-
-def searched(record: Mapping[str, Any]) -> bool:
-    """Whether the optimizer is a line search of ours."""
-    return bool(record["components"])
-
-
-# ------------------------------------------------------------------------------- one cell against another
 
 
 @dataclass(frozen=True)
@@ -213,7 +144,7 @@ class Difference:
 
 
 def difference(ours: Cell, theirs: Cell, value: Callable[[Mapping[str, Any]], float | None]) -> Difference | None:
-    """The paired difference of a quantity, over the seeds that both cells have; `None` without a pair.
+    """Compute the paired difference of a quantity over the seeds that both cells have; `None` without a pair.
 
     A run whose value is missing, because it diverged, counts as 0: of each metric here higher is better.
     """
@@ -232,14 +163,14 @@ def difference(ours: Cell, theirs: Cell, value: Callable[[Mapping[str, Any]], fl
 
 
 def time_ratio(
-    cell: Cell, baseline: Cell | None, seconds: Callable[[Mapping[str, Any]], float] = training_seconds
+    cell: Cell, baseline: Cell | None, seconds: Callable[[Mapping[str, Any]], float] = quantities.training_seconds
 ) -> float | None:
-    """Training time over that of the baseline, over the seeds that both did alike (`_conditions`).
+    """Divide the training time by that of the baseline, over seeds run under equal conditions (`_conditions`).
 
     Args:
-        cell: Whose time.
-        baseline: Against which; `None` where there is none.
-        seconds: What of a record's time.
+        cell: The cell whose time is measured.
+        baseline: The cell to compare with; `None` where there is none.
+        seconds: Which time of a record.
     """
     if baseline is None:
         return None
@@ -250,38 +181,38 @@ def time_ratio(
     return ours / theirs if theirs > 0 else None
 
 
-def reached(cell: Cell, targets: Mapping[int, float]) -> tuple[int, float, float] | None:
-    """How many seeds reach their target, and the mean epochs and training seconds in which those do.
+def seeds_reaching(cell: Cell, targets: Mapping[int, float]) -> tuple[int, float, float] | None:
+    """Count the seeds that reach their target, and average the epochs and training seconds they need.
 
     Args:
-        cell: Whose metric after each epoch is looked at.
+        cell: The cell whose metric after each epoch is used.
         targets: The metric to reach, by seed.
 
     Returns:
         Seeds, epochs and seconds (0 where no seed does); `None` where no seed has a target.
     """
-    found = []
+    times = []
     shared = cell.ended.keys() & targets.keys()
     for seed in shared:
         record = cell.ended[seed]
-        for epoch, score in zip(record["epochs"], scores(record), strict=True):
+        for epoch, score in zip(record["epochs"], quantities.scores(record), strict=True):
             if score >= targets[seed]:
-                found.append((float(epoch["epoch"]), float(epoch["seconds"]["training"])))
+                times.append((float(epoch["epoch"]), float(epoch["seconds"]["training"])))
                 break
     if not shared:
         return None
-    if not found:
+    if not times:
         return 0, 0.0, 0.0
-    return len(found), statistics.fmean(e for e, _ in found), statistics.fmean(s for _, s in found)
+    return len(times), statistics.fmean(e for e, _ in times), statistics.fmean(s for _, s in times)
 
 
-def score(cell: Cell, value: Callable[[Mapping[str, Any]], float | None]) -> float:
-    """The mean of a metric over the seeds that ended, where a run that diverged counts as 0."""
+def mean_score(cell: Cell, value: Callable[[Mapping[str, Any]], float | None]) -> float:
+    """Return the mean of a metric over the seeds that ended; a run that diverged counts as 0."""
     return statistics.fmean((value(record) or 0.0) for record in cell.ended.values()) if cell.ended else 0.0
 
 
 def _conditions(record: Mapping[str, Any] | None) -> tuple[Any, ...] | None:
-    """Hardware and commit: runs of other commits were done on other days, on a machine busy with other things."""
+    """Return commit and hardware; runs of different commits were done on different days, under different load."""
     if record is None:
         return None
     hardware = record["hardware"]

@@ -1,4 +1,4 @@
-"""Figures of runs, drawn from their logs: readable at a glance, in colours that the colour-blind tell apart."""
+"""Figures of runs, drawn from their logs in colours that are safe for colour-blind readers."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ from armijo.observers.matplotlib import (
     whole_numbers,
 )
 from armijo_lab.errors import BadInputError
-from armijo_lab.results.records import Run, read_run
+from armijo_lab.results.run_folder import Run, read_run
 from armijo_lab.results.tables import LOSS_FLOOR, grouped, label
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
     """Draw runs side by side: training loss and validation over the run, and validation against training time.
 
     Each line is the mean over an optimizer's seeds and each band one sample standard deviation to either side (of the
-    logarithm, for the loss). Runs that are not completed are left out, and the log says so.
+    logarithm, for the loss). Runs that are not completed are left out with a warning.
 
     Args:
         runs: Runs on one task.
@@ -90,7 +90,7 @@ def draw_comparison(runs: Sequence[Run], path: Path) -> Path:
     figure = new_figure(14.5, 5.0)
     loss, validation, time = figure.subplots(1, 3)
     for place, ((_, optimizer), members) in enumerate(groups.items()):
-        # A colour comes again in another stroke.
+        # A colour that is used again gets another line style.
         color = PALETTE[place % len(PALETTE)]
         look: dict[str, Any] = {"color": color, "linestyle": ("-", "--", ":")[place // len(PALETTE) % 3]}
         _draw_losses(loss, members, look)
@@ -172,7 +172,7 @@ def _draw_step_sizes(axis: "Axes", run: Run) -> None:
     handles, names = axis.get_legend_handles_labels()
     lines = len({component["label"] for step in run.steps for component in step["components"]})
     if lines > _LEGEND_LIMIT:
-        # More lines than anyone reads the names of: the first and the last tell which way the colours run.
+        # Too many lines for a legend: the names of the first and the last show the order of the colours.
         kept = [0, lines - 1, *range(lines, len(handles))]
         names[0], names[lines - 1] = f"first: {names[0]}", f"last of {lines}: {names[lines - 1]}"
         handles, names = [handles[place] for place in kept], [names[place] for place in kept]
@@ -186,7 +186,7 @@ def _draw_forwards(axis: "Axes", run: Run) -> None:
 
 
 def reports(run: Run) -> list[armijo.StepReport]:
-    """The steps of a run as the optimizer reported them; what was not finite is NaN."""
+    """Return the steps of a run as reports of the optimizer; numbers that were not finite are NaN."""
     return [
         armijo.StepReport(
             step=step["step"],
@@ -250,18 +250,13 @@ def _elapsed(run: Run) -> list[float]:
 
 
 def _value(value: float | None) -> float:
-    # Records hold null for what was not finite, and a line has a gap there.
+    # Logs hold null for numbers that are not finite; NaN makes a gap in the line.
     return math.nan if value is None else value
 
 
 def save(figure: "Figure", path: Path) -> Path:
-    """Write a figure in the house's look; the end of `path` says in which format."""
+    """Write a figure as PNG, in the style of all figures of this project."""
     style(figure)
     path.parent.mkdir(exist_ok=True)
-    import matplotlib as mpl
-
-    # Letters as letters, and nothing that differs from one drawing of the same numbers to the next.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "armijo"}):
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=_DPI, metadata=metadata)
+    figure.savefig(path, dpi=_DPI)
     return path

@@ -1,8 +1,8 @@
-"""The laboratory's records: one JSON object a run, in the lines of one file for each study.
+"""The laboratory's records: one JSON object per run, one file of lines per study.
 
-    results/rivals.jsonl    every run that the study `rivals` did, in the order in which they ended
+    results/rivals.jsonl    every run of the study `rivals`, in the order in which they ended
 
-Several processes may append at once. A run that was done again has two lines, and the later one counts.
+Several processes may append at once. A run that was done twice has two lines; the later one counts.
 """
 
 from __future__ import annotations
@@ -19,56 +19,54 @@ from pathlib import Path
 from typing import Any
 
 from armijo_lab.names import slug
-from armijo_lab.results.records import Run, environment, finite
+from armijo_lab.results.run_folder import Run, environment, finite
 
 __all__ = ["append", "failure", "identity", "line", "read", "record", "searches"]
 
 logger = logging.getLogger("armijo")
 
-# Where the rows lie and where the run was done decide nothing of what it is to compute.
-_ELSEWHERE = ("data_dir", "device", "checkpoint_every", "save_models")
+# These settings decide where the rows are and how a run is done, but not what it computes.
+_EXECUTION_FIELDS = ("data_dir", "device", "checkpoint_every", "save_models")
 _UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp64": 2.0**-53, "bf16": 2.0**-8}
-_C = 0.1
-_JOINT_STEPS = 6
 _MARGIN = 10.0
-"""A test that promises less than so many units of rounding may be decided by rounding."""
+"""A test that promises fewer units of rounding than this may be decided by rounding."""
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """What tells a run from others: readable, and short enough for a folder's name.
+    """Return the name that identifies a run: readable, and short enough for a folder.
 
     Args:
-        config: What a training configuration says, as `studies.plan.as_dict` has it. Where its rows lie and what
-            device it runs on do not count.
+        config: A training configuration, from `studies.plan.as_dict`. The folder of its rows and the device do not
+            count.
     """
-    decisive = {key: _place(value) for key, value in config.items() if key not in _ELSEWHERE}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+    computed = {key: _last_name(value) for key, value in config.items() if key not in _EXECUTION_FIELDS}
+    digest = hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config['task'] or 'embedded'}-{slug(config['optimizer'])[:80]}-seed{config['seed']}-{digest}"
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """The record of each run, by its identity, of all studies in `folder`; `{}` if there is none.
+    """Read the records of all studies in `folder`, by the identity of the run; `{}` if there are none.
 
-    Of several the last counts, but a failure never hides a run that came to its end. A line that a crash tore is
-    passed over, and the log says so.
+    The last record of a run counts, but a failure never hides a run that ended. A line that a crash left half-written
+    is skipped with a warning.
     """
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             try:
                 entry = json.loads(line)
-                before = found.get(entry["run"])
-                if before is None or entry["status"] != "failed" or before["status"] == "failed":
-                    found[entry["run"]] = entry
+                previous = records.get(entry["run"])
+                if previous is None or entry["status"] != "failed" or previous["status"] == "failed":
+                    records[entry["run"]] = entry
             except (ValueError, KeyError, TypeError):
-                logger.warning("Line %d of %s holds no record of a run and is passed over.", number, path)
-    return found
+                logger.warning("Line %d of %s is not the record of a run and is skipped.", number, path)
+    return records
 
 
 def append(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add a record to a study's file, which is made; it is on disk when the call returns.
+    """Append a record to a study's file, which is made; it is on disk when the call returns.
 
-    A lock file beside it keeps records of several processes apart.
+    A lock file beside it serializes the writes of several processes.
     """
     from filelock import FileLock
 
@@ -77,7 +75,7 @@ def append(path: Path, entry: Mapping[str, Any]) -> None:
     with FileLock(path.with_name(".lock")), path.open("ab+") as file:
         if file.tell() > 0:
             file.seek(-1, os.SEEK_END)
-            # What a crash tore stays a line of its own.
+            # A line that a crash left half-written stays a line of its own.
             line = line if file.read(1) == b"\n" else b"\n" + line
         file.write(line)
         file.flush()
@@ -85,16 +83,16 @@ def append(path: Path, entry: Mapping[str, Any]) -> None:
 
 
 def failure(study: str, config: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
-    """The record of a run that did not come to its end."""
-    said = " ".join(str(error).split())[:500]
-    # A sentence may name the folders that were given, or found below them.
-    said = re.sub(r"(?<!\w)(?:~|\.{0,2})(?:/[^\s/,;:'\")]+)+/?", lambda found: Path(found.group()).name, said)
+    """Make the record of a run that failed."""
+    message = " ".join(str(error).split())[:500]
+    # A message may contain folders of this machine.
+    message = re.sub(r"(?<!\w)(?:~|\.{0,2})(?:/[^\s/,;:'\")]+)+/?", lambda found: Path(found.group()).name, message)
     return {
         "run": identity(config),
         "study": study,
         "status": "failed",
-        "error": f"{type(error).__name__}: {said}" if said else type(error).__name__,
-        "config": _shown(config),
+        "error": f"{type(error).__name__}: {message}" if message else type(error).__name__,
+        "config": _without_folders(config),
         "seed": config["seed"],
         **{key: value for key, value in environment().items() if key in ("commit", "versions")},
         "ended": _now(),
@@ -102,7 +100,7 @@ def failure(study: str, config: Mapping[str, Any], error: BaseException) -> dict
 
 
 def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """The record of a run that came to its end, from what it left behind.
+    """Make the record of a run that ended, from its folder.
 
     Returns:
         `run` (its identity), `study`, `status` (completed, diverged), `config`, `seed`, `commit`, `versions`,
@@ -119,13 +117,13 @@ def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         "run": identity(config),
         "study": study,
         "status": summary["status"],
-        "config": _shown(summary["config"]),
+        "config": _without_folders(summary["config"]),
         "seed": config["seed"],
         "commit": summary["commit"],
         "versions": summary["versions"],
         "hardware": summary["hardware"],
         "ended": _now(),
-        "model": {**summary["model"], "name": _place(summary["model"]["name"])},
+        "model": {**summary["model"], "name": _last_name(summary["model"]["name"])},
         "task": {key: summary["task"][key] for key in ("name", "metrics", "train_rows", "eval_rows")},
         "epochs": [
             {key: epoch[key] for key in ("epoch", "step", "train_loss", "evaluation", "seconds")}
@@ -153,7 +151,7 @@ def record(study: str, config: Mapping[str, Any], run: Run) -> dict[str, Any]:
 
 
 def line(entry: Mapping[str, Any], label: str) -> str:
-    """A record in a line for people: how the run that they know as `label` ended, and what came out."""
+    """Describe a record in one line: how the run called `label` ended, and its score."""
     if entry["status"] == "failed":
         return f"{'failed':8} {label}: {entry['error']}"
     if entry["status"] == "diverged":
@@ -182,33 +180,35 @@ def searches(run: Run) -> dict[str, Any] | None:
         `rounding`, where the search went down to tests that promise less than ten units of rounding; `range`, where
         it ended before; `nonfinite` and `nondeterministic`.
     """
-    config = run.summary["config"]
-    method = run.summary["optimizer"]
-    settings = method["settings"]
-    c, paper = settings.get("c", _C), method["name"].startswith("paper-")
-    roundoff = _UNIT_ROUNDOFF[config["precision"]]
+    settings = run.summary["optimizer"]["settings"]
+    moved = settings.get("baseline") == "moved"
+    roundoff = _UNIT_ROUNDOFF[run.summary["config"]["precision"]]
     ratios: list[float] = []
     causes = dict.fromkeys(("order", "rounding", "range", "nonfinite", "nondeterministic"), 0)
     for step in run.steps:
-        for block in _blocks(step, settings):
-            status, loss = block[0]["status"], step["loss"]
-            if status in ("nonfinite", "nondeterministic"):
-                causes[status] += 1
-            elif loss:
-                unit = roundoff * abs(loss)
-                promised = c * sum(part["step_size"] * part["slope"] for part in block) / unit
-                if status == "exhausted":
-                    gap = step.get("moved_loss")
-                    # The paper's search keeps what is left after its last contraction, the recommended one what it
-                    # had, after m contractions by shrink, shrink², … and one evaluation more at 0.
-                    m = 0 if paper else block[0]["trials"] - 1
-                    last = promised * 0.9 ** (m * (m + 1) / 2)
-                    if gap is not None and gap - loss > unit:
-                        causes["order"] += 1
-                    else:
-                        causes["rounding" if last < _MARGIN else "range"] += 1
-                if promised > 0:
-                    ratios.append(math.log10(promised))
+        loss, components = step["loss"], {part["label"]: part for part in step["components"]}
+        causes["nonfinite"] += any(part["status"] == "nonfinite" for part in components.values())
+        for search in step.get("searches", []):
+            if search["status"] == "nondeterministic":
+                causes["nondeterministic"] += 1
+            if not (loss and search["trials"] and search["status"] in ("accepted", "exhausted")):
+                continue
+            unit = roundoff * abs(loss)
+            searched = [components[label] for label in search["components"]]
+            promised = search["c"] * sum(part["step_size"] * part["slope"] for part in searched) / unit
+            if search["status"] == "exhausted":
+                # A trial at η = 0 is the loss at the start of the search.
+                starts = [
+                    math.inf if value is None else value for step_size, value in search["trials"] if step_size == 0
+                ]
+                shortest = min(step_size for step_size, _ in search["trials"] if step_size > 0)
+                if moved and starts and starts[0] - loss > unit:
+                    causes["order"] += 1
+                else:
+                    least = search["c"] * shortest * search["slope"] / unit
+                    causes["rounding" if least < _MARGIN else "range"] += 1
+            if promised > 0:
+                ratios.append(math.log10(promised))
     if not ratios and not any(causes.values()):
         return None
     ordered = sorted(ratios)
@@ -219,15 +219,6 @@ def searches(run: Run) -> dict[str, Any] | None:
         "ties": run.summary["ties"],
         "failed": causes,
     }
-
-
-def _blocks(step: Mapping[str, Any], settings: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """The components of a step that were searched, by the search that they took part in."""
-    searched = [
-        part for part in step["components"] if part["trials"] or part["status"] in ("nonfinite", "nondeterministic")
-    ]
-    each = settings.get("schedule") == "each" and step["step"] > settings.get("joint_steps", _JOINT_STEPS)
-    return [[part] for part in searched] if each else [searched] if searched else []
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
@@ -242,18 +233,18 @@ def _extremes(run: Run) -> dict[str, list[float | None]]:
 
 
 def _short(value: float | None) -> float | None:
-    """Four digits: enough for every table and figure, and a third of the file."""
+    """Round to four digits, enough for every table and figure; the file is a third as large."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
 
 
-def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the folders of the machine it ran on."""
-    hidden = ("data_dir", "save_models", "checkpoint_every")
-    return {key: _place(value) for key, value in config.items() if key not in hidden and value is not None}
+def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the folders of the machine it ran on."""
+    omitted = ("data_dir", "save_models", "checkpoint_every")
+    return {key: _last_name(value) for key, value in config.items() if key not in omitted and value is not None}
 
 
-def _place(value: Any) -> Any:
-    """A path to a folder or file as its last name: `/home/me/bert` and `../bert`, and not a hub's `owner/name`."""
+def _last_name(value: Any) -> Any:
+    """Return the last name of a path such as `/home/me/bert` or `../bert`; a hub's `owner/name` stays."""
     if isinstance(value, str) and (value.startswith(("/", ".", "~")) or value.count("/") > 1):
         return Path(value).name
     return value

@@ -1,4 +1,4 @@
-"""Tables of finished runs: the optimizers side by side, each over its seeds; computed from the logs alone."""
+"""Tables of finished runs: one row per optimizer, over its seeds, computed from the logs alone."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from armijo_lab.errors import BadInputError
-from armijo_lab.results.records import Run
+from armijo_lab.results.run_folder import Run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,8 +31,9 @@ __all__ = [
 logger = logging.getLogger("armijo")
 
 LOSS_FLOOR = 1e-9
-"""What a batch loss below it counts as in the mean log loss, 0 above all: less than float32 can tell from 0, where
-one row of a batch of 32 has a cross-entropy of at least 2^-24."""
+"""The least loss that counts in the mean log loss; a smaller one, 0 included, counts as this.
+
+It is less than float32 distinguishes from 0: one row of a batch of 32 has a cross-entropy of 0 or of at least 2^-24."""
 
 _MISSING = "–"
 _BASELINES = ("adam", "adamw")
@@ -51,11 +52,10 @@ class Spread:
     deviation: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float | None]) -> "Spread | None":
-        """The spread of `values`; `None` if one of them is missing or not finite.
+    def from_values(cls, values: Sequence[float | None]) -> "Spread | None":
+        """Return the spread of `values`; `None` if one of them is missing or not finite.
 
-        A mean over fewer seeds than its neighbours' would look better than it is: the seed that is missing is the one
-        that diverged.
+        A mean without the missing seed would look better than it is, because the missing seed is one that diverged.
         """
         known = [value for value in values if value is not None and math.isfinite(value)]
         if not known or len(known) < len(values):
@@ -65,7 +65,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer on one task, over its seeds; what is not known or has no meaning for it is `None`.
+    """One optimizer on one task, over its seeds; a value that is unknown or meaningless is `None`.
 
     Attributes:
         task: The task.
@@ -101,12 +101,12 @@ class Row:
 
 
 def label(run: Run) -> str:
-    """The optimizer of a run as the user named it, as in `adam:lr=2e-5,schedule=cosine`."""
+    """Return the optimizer of a run as the user named it, as in `adam:lr=2e-5,schedule=cosine`."""
     return run.summary["config"]["optimizer"]
 
 
 def mean_log_loss(losses: Iterable[float | None]) -> float | None:
-    """(1/T)·Σ_t log max(f_t, `LOSS_FLOOR`), in nats: how far down the whole run was, not its end alone.
+    """(1/T)·Σ_t log max(f_t, `LOSS_FLOOR`), in nats, which measures the whole run and not only its end.
 
     Args:
         losses: The batch loss f_t of each step, before the step.
@@ -124,7 +124,7 @@ def mean_log_loss(losses: Iterable[float | None]) -> float | None:
 
 
 def grouped(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
-    """The runs that came to their end (completed, or diverged) by task and optimizer, in the order of first appearance.
+    """Group the runs that ended (completed or diverged) by task and optimizer, in the order of first appearance.
 
     Each list holds the seeds.
 
@@ -143,7 +143,7 @@ def grouped(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
 
 
 def comparison(runs: Iterable[Run]) -> list[Row]:
-    """One row for each optimizer on each task; runs that are not completed are left out, and the log says so.
+    """Make one row for each optimizer on each task; runs that are not completed are left out with a warning.
 
     Raises:
         BadInputError: No run is completed.
@@ -159,7 +159,7 @@ def comparison(runs: Iterable[Run]) -> list[Row]:
 
 def _row(task: str, optimizer: str, runs: list[Run], baseline: list[Run] | None) -> Row:
     metric = runs[0].summary["task"]["metrics"][0]
-    # Where the loss is not finite some class is the most probable one all the same: that metric is none.
+    # Where the loss is not finite, some class is still the most probable one, so that metric does not count.
     values = [
         [epoch["evaluation"][metric] if epoch["evaluation"]["loss"] is not None else None for epoch in run.epochs]
         for run in runs
@@ -172,10 +172,10 @@ def _row(task: str, optimizer: str, runs: list[Run], baseline: list[Run] | None)
         optimizer=optimizer,
         seeds=len(runs),
         metric=metric,
-        best=Spread.of([max((v for v in seed if v is not None), default=None) for seed in values]),
-        last=Spread.of([seed[-1] if seed else None for seed in values]),
-        train_loss=Spread.of([run.epochs[-1]["train_loss"] if run.epochs else None for run in runs]),
-        mean_log_loss=Spread.of([mean_log_loss(step["loss"] for step in run.steps) for run in runs]),
+        best=Spread.from_values([max((v for v in seed if v is not None), default=None) for seed in values]),
+        last=Spread.from_values([seed[-1] if seed else None for seed in values]),
+        train_loss=Spread.from_values([run.epochs[-1]["train_loss"] if run.epochs else None for run in runs]),
+        mean_log_loss=Spread.from_values([mean_log_loss(step["loss"] for step in run.steps) for run in runs]),
         forwards=sum(step["forwards"] for run in runs for step in run.steps) / steps if steps else None,
         time=_time_ratio(runs, baseline),
         failed_searches=statistics.fmean(facts["failed_searches"] for facts in searched) if searched else None,

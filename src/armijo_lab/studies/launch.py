@@ -1,4 +1,4 @@
-"""A run of several processes: torchrun starts one for each rank, and this one waits."""
+"""A run of several processes: torchrun starts one for each rank, and this process waits."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ from armijo_lab.training import InterruptedRunError, TrainingConfig
 
 __all__ = ["run"]
 
-_STOPPED = InterruptedRunError.__name__
+_RANK_MODULE = "armijo_lab.studies.rank"
+"""Started by its name, and not imported: it imports the worker, which imports this module."""
+_INTERRUPTED = InterruptedRunError.__name__
 
 
 def run(config: TrainingConfig, folder: Path) -> None:
     """Do a run with `config.processes` ranks on this machine, which share its threads.
 
-    Ctrl-C and SIGTERM, or the end of this process, have the ranks stop after the step that is going on, with a
-    checkpoint; a second Ctrl-C stops at once.
+    On Ctrl-C, SIGTERM or the death of this process the ranks stop after the current step, with a checkpoint; a second
+    Ctrl-C stops at once.
 
     Raises:
-        ChildProcessError: A rank failed; the message is what it said.
-        KeyboardInterrupt: The ranks were told to stop.
+        ChildProcessError: A rank failed; the message is that of its error.
+        KeyboardInterrupt: A signal stopped the ranks.
     """
     assert config.processes is not None
     threads = max(1, torch.get_num_threads() // config.processes)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={config.processes}"]
-    with tempfile.TemporaryDirectory() as last_words:
-        command += ["-m", __name__, str(folder), json.dumps(dataclasses.asdict(config)), last_words]
-        with _told() as told:
-            # In a session of its own torchrun does not hear the terminal's Ctrl-C beside us. The ranks inherit the
-            # pipe, and what they wait for in it is its end.
+    with tempfile.TemporaryDirectory() as errors:
+        command += ["-m", _RANK_MODULE, str(folder), json.dumps(dataclasses.asdict(config)), errors]
+        with _forwarded_signals() as signals:
+            # In its own session torchrun does not receive the terminal's Ctrl-C. The ranks inherit the pipe and stop
+            # when it is closed.
             process = subprocess.Popen(
                 command,
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
@@ -50,75 +52,57 @@ def run(config: TrainingConfig, folder: Path) -> None:
                 start_new_session=True,
             )
             assert process.stdin is not None
-            told.process = process
-            if told.signals:
+            signals.process = process
+            if signals.count:
                 process.stdin.close()
             code = process.wait()
             process.stdin.close()
-        error = _first_error(Path(last_words))
-    if error is not None and not error.startswith(_STOPPED):
+        error = _first_error(Path(errors))
+    if error is not None and not error.startswith(_INTERRUPTED):
         raise ChildProcessError(error)
-    if told.signals or error is not None:
+    if signals.count or error is not None:
         raise KeyboardInterrupt
     if code:
         raise ChildProcessError(
-            f"torchrun ended with {code}, and no process said why; one may have been killed, for memory say."
+            f"torchrun ended with exit code {code} and no rank reported an error; one may have been killed, for "
+            "example because memory ran out."
         )
 
 
-class _Told:
-    """Hears the signals that ask for a stop, and passes them on."""
+class _SignalForwarder:
+    """Passes SIGINT and SIGTERM on to the ranks: the first closes their pipe, the second ends torchrun."""
 
     def __init__(self) -> None:
-        self.signals = 0
+        self.count = 0
         self.process: subprocess.Popen[bytes] | None = None
 
-    def hear(self, number: int, frame: Any) -> None:
-        self.signals += 1
+    def handle(self, number: int, frame: Any) -> None:
+        self.count += 1
         if self.process is not None and self.process.stdin is not None:
-            if self.signals == 1:
+            if self.count == 1:
                 self.process.stdin.close()
             else:
                 self.process.terminate()
 
 
 @contextmanager
-def _told() -> Iterator[_Told]:
-    told = _Told()
-    # Only the main thread may set handlers; elsewhere signals are that thread's affair.
+def _forwarded_signals() -> Iterator[_SignalForwarder]:
+    forwarder = _SignalForwarder()
+    # Only the main thread may set handlers.
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, told.hear) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    previous = (
+        {number: signal.signal(number, forwarder.handle) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    )
     try:
-        yield told
+        yield forwarder
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _first_error(folder: Path) -> str | None:
-    """What a rank said that failed by itself, or else what one said that heard of it, or was stopped."""
-    said = [path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())]
-    return min(said, key=lambda text: (text.startswith(_STOPPED), text.startswith(RankError.__name__)), default=None)
-
-
-def _rank(folder: str, config: str, last_words: str) -> None:
-    from armijo_lab.studies import worker
-
-    threading.Thread(target=_stop_at_the_end_of, args=(sys.stdin.fileno(),), daemon=True).start()
-    try:
-        worker.go_on(TrainingConfig(**json.loads(config)), Path(folder), lambda record: None, worker.Shared())
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        (Path(last_words) / os.environ["RANK"]).write_text(said, encoding="utf-8")
-        raise
-
-
-def _stop_at_the_end_of(pipe: int) -> None:
-    # Not through sys.stdin: a thread that holds its lock when Python ends makes it end in an error.
-    while os.read(pipe, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    _rank(*sys.argv[1:])
+    """Return the error of a rank that failed by itself, or else of one that failed because of it or was stopped."""
+    errors = [path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())]
+    return min(
+        errors, key=lambda text: (text.startswith(_INTERRUPTED), text.startswith(RankError.__name__)), default=None
+    )

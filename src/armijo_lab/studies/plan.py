@@ -1,4 +1,4 @@
-"""What each study runs: a list of training configurations, decided by a few options."""
+"""The studies: for each a list of training configurations, which options change, and what its page shows."""
 
 from __future__ import annotations
 
@@ -13,36 +13,50 @@ import torch
 
 from armijo_lab import methods
 from armijo_lab.errors import BadInputError
+from armijo_lab.results import extra_tables
+from armijo_lab.results.cells import Cell
+from armijo_lab.results.published import published_table
 from armijo_lab.tasks import glue
 from armijo_lab.training import TrainingConfig
 
-__all__ = ["PLACES", "STUDIES", "Options", "Study", "as_dict", "cells", "label", "options_of", "read", "runs"]
+__all__ = [
+    "EXECUTION_OPTIONS",
+    "STUDIES",
+    "Options",
+    "Study",
+    "as_dict",
+    "cells",
+    "label",
+    "read",
+    "recover_options",
+    "runs",
+]
 
 
 @dataclass
 class Options:
-    """What may be said of any study; `None` leaves it to the study.
+    """The options of any study; `None` leaves a value to the study.
 
     Attributes:
         study: A name of `STUDIES`.
         seeds: How many seeds, 0 the first.
-        tasks: Tasks of GLUE, between commas.
-        select: A regular expression; only the cells whose optimizer it matches as a whole.
+        tasks: Tasks of GLUE, separated by commas.
+        select: A regular expression; only cells whose optimizer it matches completely are run.
         model: A folder, a name on the hub, or `random:SHAPE`; `None` for the embedded weights.
         data_dir: The folder of GLUE's files; `None` for the hub.
         limit: The most rows to train on; 0 for all.
         evaluation_limit: The most rows to evaluate on after each epoch; 0 for all.
-        epochs: Of each run.
-        batch_size: Rows a step, where the study does not vary it.
+        epochs: Epochs of each run.
+        batch_size: Rows per step, where the study does not vary it.
         max_length: Tokens after which a text is cut.
         protocol: `paper` (no dropout, rows in their order, a linear head) or `clean` (dropout, shuffled rows).
         precision: fp32, bf16 or fp64, where the study does not vary it.
         device: auto, cpu, cuda.
         threads: Threads of each run; `None` leaves it to torch.
-        processes: Of each run, which share its rows, each with a GPU of its own where there are some.
+        processes: Processes of each run, which share its rows; with CUDA each has its own GPU.
         checkpoint_every: Steps between checkpoints, for long runs.
         results: The folder of the records.
-        work: The folder of runs that are going on.
+        work: The folder of unfinished runs.
     """
 
     study: str = "???"
@@ -66,8 +80,8 @@ class Options:
     work: str = "runs/studies"
 
 
-PLACES = ("results", "work", "data_dir", "device", "threads", "checkpoint_every")
-"""The options that say where and how a run is done, and decide nothing of what it computes."""
+EXECUTION_OPTIONS = ("results", "work", "data_dir", "device", "threads", "checkpoint_every")
+"""The options that decide where and how a run is done, but not what it computes."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +91,14 @@ class Study:
     Attributes:
         name: As in `armijo study NAME`.
         title: A few words.
-        question: What it answers, one sentence.
+        question: The question that it answers, one sentence.
         cells: The runs without their seeds: what differs from `base`, in the order of the table.
-        base: What all runs have in common, where the options do not say otherwise.
+        base: What all runs have in common, where no option changes it.
         tasks: The tasks of each cell that names none.
-        seeds: How many, where the options do not say.
-        varied: What tells cells of one task and optimizer apart.
+        seeds: The number of seeds, where no option changes it.
+        varied: The fields that distinguish cells of one task and optimizer.
+        tables: What the study's page shows after the common tables: functions from cells to Markdown, `""` for none.
+        figures: The figures of its page, names of `results.page_figures.FIGURES`.
     """
 
     name: str
@@ -93,6 +109,8 @@ class Study:
     tasks: tuple[str, ...] = ("sst2",)
     seeds: int = 3
     varied: tuple[str, ...] = ()
+    tables: tuple[Callable[[Sequence[Cell]], str], ...] = ()
+    figures: tuple[str, ...] = ("accuracy", "epochs", "step-sizes")
 
 
 SMALL: dict[str, Any] = {
@@ -202,9 +220,9 @@ def _generalise() -> list[dict[str, Any]]:
         cells.append({**whole, "task": None, "optimizer": name})
     untrained = [("sst2", f"{family}-tiny", clean) for family in ("bert", "roberta", "distilbert")]
     untrained += [("digits", "vit-tiny", whole), ("digits", "resnet-tiny", whole), ("characters", "gpt-tiny", whole)]
-    for task, shape, said in untrained:
+    for task, shape, settings in untrained:
         for name in (*ours, tuned.format("1e-3")):
-            cells.append({**said, "task": task, "model": f"random:{shape}", "optimizer": name})
+            cells.append({**settings, "task": task, "model": f"random:{shape}", "optimizer": name})
     return cells
 
 
@@ -219,8 +237,18 @@ _STUDIES = (
         SMALL,
         _ALL,
         seeds=5,
+        tables=(published_table("small"), extra_tables.ranks),
     ),
-    Study("paper-full", "The paper's whole sets", "And on the whole sets?", _paper, FULL, _ALL, seeds=5),
+    Study(
+        "paper-full",
+        "The paper's whole sets",
+        "And on the whole sets?",
+        _paper,
+        FULL,
+        _ALL,
+        seeds=5,
+        tables=(published_table("full"), extra_tables.ranks, extra_tables.peaks),
+    ),
     Study(
         "granularity",
         "How many step sizes",
@@ -228,6 +256,7 @@ _STUDIES = (
         _granularity,
         SMALL,
         ("sst2", "mrpc"),
+        tables=(extra_tables.against_rivals,),
     ),
     Study(
         "merging",
@@ -246,6 +275,8 @@ _STUDIES = (
         ("sst2",),
         seeds=1,
         varied=("limit", "batch_size", "max_length", "model"),
+        tables=(extra_tables.costs,),
+        figures=("time", "step-sizes"),
     ),
     Study(
         "frozen",
@@ -255,6 +286,7 @@ _STUDIES = (
         SMALL,
         ("sst2",),
         varied=("precision",),
+        tables=(extra_tables.decidability,),
     ),
     Study(
         "annealing",
@@ -263,6 +295,7 @@ _STUDIES = (
         _annealing,
         {**SMALL, "epochs": 20},
         ("mrpc",),
+        tables=(extra_tables.peaks,),
     ),
     Study(
         "generalise",
@@ -280,6 +313,7 @@ _STUDIES = (
         _rivals,
         SMALL,
         _ALL,
+        tables=(extra_tables.against_rivals,),
     ),
     Study(
         "sensitivity",
@@ -296,7 +330,7 @@ STUDIES: dict[str, Study] = {study.name: study for study in _STUDIES}
 
 
 def read(study: str, arguments: Sequence[str]) -> Options:
-    """The options of a study from `key=value`, without Hydra.
+    """Read the options of a study from `key=value`, without Hydra.
 
     Raises:
         BadInputError: One cannot be read.
@@ -319,7 +353,7 @@ def read(study: str, arguments: Sequence[str]) -> Options:
 
 
 def runs(options: Options) -> list[TrainingConfig]:
-    """The runs of a study: seed by seed, so that what is done first says something already.
+    """Return the runs of a study, seed by seed, so that an unfinished study has complete seeds.
 
     Raises:
         BadInputError: There is no such study, or an option is out of its range.
@@ -343,26 +377,28 @@ def runs(options: Options) -> list[TrainingConfig]:
         raise BadInputError(f"There is no device {options.device!r}; choose auto, cpu, cuda, cuda:0, mps.") from None
     study = STUDIES[options.study]
     base = {**study.base, "save_models": False}
-    said = {key: getattr(options, key) for key in ("epochs", "batch_size", "max_length", "precision", "model")}
-    said |= {key: getattr(options, key) for key in ("limit", "evaluation_limit")}
-    base |= {key: value for key, value in said.items() if value is not None}
+    given = {key: getattr(options, key) for key in ("epochs", "batch_size", "max_length", "precision", "model")}
+    given |= {key: getattr(options, key) for key in ("limit", "evaluation_limit")}
+    base |= {key: value for key, value in given.items() if value is not None}
     if options.protocol is not None:
         base["paper_protocol"] = options.protocol == "paper"
     base |= {"data_dir": options.data_dir, "device": options.device, "checkpoint_every": options.checkpoint_every}
     base["processes"] = options.processes if options.processes != 1 else None
-    said |= {"paper_protocol": options.protocol, "task": options.tasks}
-    for key, value in said.items():
+    given |= {"paper_protocol": options.protocol, "task": options.tasks}
+    for key, value in given.items():
         if value is not None and all(key in cell for cell in study.cells()):
-            raise BadInputError(f"The study {study.name} sets {_SAID.get(key, key)} itself; leave it out.")
+            raise BadInputError(
+                f"The study {study.name} sets {_OPTION_NAMES.get(key, key)} itself; leave the option out."
+            )
     tasks = study.tasks if options.tasks is None else tuple(task.strip() for task in options.tasks.split(","))
     for task in tasks:
         if task not in glue.TASKS:
             raise BadInputError(f"There is no task {task!r}; tasks takes names of {', '.join(glue.TASKS)}.")
     planned: list[TrainingConfig] = []
     seeds = options.seeds if options.seeds is not None else study.seeds
-    wanted = _pattern(options.select)
+    pattern = _pattern(options.select)
     for seed, task, cell in itertools.product(range(seeds), tasks, study.cells()):
-        if not wanted.fullmatch(cell["optimizer"]):
+        if not pattern.fullmatch(cell["optimizer"]):
             continue
         values = {"task": task, **base, **cell, "seed": seed}
         if values["task"] not in glue.TASKS:
@@ -372,7 +408,7 @@ def runs(options: Options) -> list[TrainingConfig]:
         if not methods.parse(cell["optimizer"]).resumable:
             values["checkpoint_every"] = None
         config = TrainingConfig(**values)
-        # Whether its device is there is for the machine to say that does the run.
+        # The device is checked on the machine that runs it.
         dataclasses.replace(config, device="auto").check()
         if config not in planned:
             planned.append(config)
@@ -380,100 +416,79 @@ def runs(options: Options) -> list[TrainingConfig]:
         names = list(dict.fromkeys(cell["optimizer"] for cell in study.cells()))
         kinds = list(dict.fromkeys(name.partition(":")[0] for name in names))
         raise BadInputError(
-            f"select={options.select} matches no optimizer of {study.name} as a whole. They begin with "
-            f"{', '.join(kinds)}, as does {max(names, key=len)}; select='{kinds[0]}.*' takes all that begin so."
+            f"select={options.select} matches no whole optimizer name of {study.name}. The names start with "
+            f"{', '.join(kinds)}, for example {max(names, key=len)}; "
+            f"select='{kinds[0]}.*' selects all that start with {kinds[0]}."
         )
     return planned
 
 
 def cells(options: Options) -> list[tuple[dict[str, Any], list[TrainingConfig]]]:
-    """The runs of a study by cell: what they have in common, and the run of each seed."""
-    found: dict[str, tuple[dict[str, Any], list[TrainingConfig]]] = {}
+    """Return the runs of a study by cell: what they have in common, and the run of each seed."""
+    grouped: dict[str, tuple[dict[str, Any], list[TrainingConfig]]] = {}
     for config in runs(options):
         common = as_dict(config)
         del common["seed"]
-        found.setdefault(repr(sorted(common.items())), (common, []))[1].append(config)
-    return list(found.values())
+        grouped.setdefault(repr(sorted(common.items())), (common, []))[1].append(config)
+    return list(grouped.values())
 
 
 def label(study: str, config: TrainingConfig) -> str:
-    """A run by its task, its optimizer as `select` takes it, what the study varies, and its seed."""
+    """Describe a run by task, optimizer, what the study varies, and seed."""
     parts = [config.task or "embedded", config.optimizer]
-    said = as_dict(config)
-    parts += [f"{key}={said[key]}" for key in STUDIES[study].varied if key in said]
+    values = as_dict(config)
+    parts += [f"{key}={values[key]}" for key in STUDIES[study].varied if key in values]
     return " ".join([*parts, f"seed {config.seed}"])
 
 
-def options_of(study: str, config: Mapping[str, Any]) -> list[str]:
-    """The options, as `key=value`, under which a study does a run with the configuration of a record.
+def recover_options(study: str, config: Mapping[str, Any]) -> list[str]:
+    """Return the options, as `key=value`, with which a study does the run of a record.
 
-    What a study varies is not among them.
+    They do not contain what the study varies.
     """
     chosen = STUDIES[study]
     named = ("task", "optimizer", *chosen.varied)
     alike = (c for c in chosen.cells() if all(config.get(key) == value for key, value in c.items() if key in named))
     base = {**chosen.base, **next(alike, {})}
-    said: list[str] = []
+    changed: list[str] = []
     for key in ("model", "limit", "evaluation_limit", "epochs", "batch_size", "max_length", "precision", "processes"):
-        usual = base.get(key, _LEFT_OUT[key])
-        value = config.get(key, _LEFT_OUT[key])
+        usual = base.get(key, _DEFAULTS[key])
+        value = config.get(key, _DEFAULTS[key])
         if key not in chosen.varied and value != usual:
-            said.append(f"{key}={0 if value is None else value}")
+            changed.append(f"{key}={0 if value is None else value}")
     paper = bool(config.get("paper_protocol", False))
     if paper != base["paper_protocol"]:
-        said.append(f"protocol={'paper' if paper else 'clean'}")
-    return said
+        changed.append(f"protocol={'paper' if paper else 'clean'}")
+    return changed
 
 
 def _pattern(text: str | None) -> re.Pattern[str]:
     try:
         return re.compile(".*" if text is None else text)
     except re.error as error:
-        raise BadInputError(f"select={text} is no regular expression ({error}); try select='adamsls|salsa'.") from None
+        raise BadInputError(
+            f"select={text} is not a regular expression ({error}); try select='adamsls|salsa'."
+        ) from None
+
+
+CHANGED_DEFAULTS: dict[str, Any] = {}
+"""The first default of each `TrainingConfig` field whose default has changed since; never remove an entry.
+
+The records in results/ are found by an identity that leaves out what was the default when they were written.
+"""
+ALWAYS_NAMED = ("task", "optimizer", "seed", "max_length")
+"""The fields that an identity always contains, so that their defaults may change."""
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainingConfig)} | CHANGED_DEFAULTS
 
 
 def as_dict(config: TrainingConfig) -> dict[str, Any]:
-    """What a configuration says, as JSON values: its task, optimizer and seed, and whatever is not as in `_LEFT_OUT`.
+    """Return a configuration as JSON values: the fields in `ALWAYS_NAMED`, and those that differ from their default.
 
-    So a run keeps its identity when training learns a new option, or gets another default.
+    Runs keep their identity when training gets a new field, or with `CHANGED_DEFAULTS` another default.
     """
-    said = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != _LEFT_OUT[field.name]
-    }
-    named = {key: getattr(config, key) for key in ("task", "optimizer", "seed")}
-    return {**said, **named, "max_length": config.tokens}
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    values["max_length"] = config.tokens
+    return {key: value for key, value in values.items() if key in ALWAYS_NAMED or value != _DEFAULTS[key]}
 
 
-_LEFT_OUT: dict[str, Any] = {
-    # Never to be changed: the records in results/ are found by what is left out here. A new field gets the value with
-    # which training did before what it does without.
-    "optimizer": None,
-    "model": None,
-    "task": None,
-    "data_dir": None,
-    "train": None,
-    "evaluation": None,
-    "text": None,
-    "text_pair": None,
-    "label": None,
-    "limit": None,
-    "evaluation_limit": None,
-    "evaluate_all": False,
-    "epochs": 5,
-    "batch_size": 32,
-    "max_length": None,
-    "seed": None,
-    "precision": "fp32",
-    "device": "auto",
-    "paper_protocol": False,
-    "lora": None,
-    "lora_alpha": None,
-    "lora_targets": None,
-    "accumulate": None,
-    "processes": None,
-    "checkpoint_every": None,
-    "save_models": True,
-}
-_SAID = {"paper_protocol": "protocol", "task": "tasks"}
+_OPTION_NAMES = {"paper_protocol": "protocol", "task": "tasks"}

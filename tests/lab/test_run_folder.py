@@ -1,4 +1,4 @@
-"""The run folder: valid JSON always, nothing half-written, torn lines passed over, no name of this machine."""
+"""The run folder: always valid JSON, nothing half-written, torn lines skipped, no name of this machine."""
 
 import json
 import logging
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from armijo_lab.errors import BadInputError
-from armijo_lab.results import records
-from armijo_lab.results.records import RunLog, read_run, read_runs, write_json
+from armijo_lab.results import run_folder
+from armijo_lab.results.run_folder import RunLog, read_run, read_runs, write_json
 from lab.made_up_runs import write_run
 
 
@@ -159,7 +159,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
     with pytest.raises(TypeError):
         write_json(path, {"new": object()})
     with pytest.raises(UnicodeEncodeError):
-        records.write_text(path, "\ud800")
+        run_folder.write_text(path, "\ud800")
     assert json.loads(path.read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
@@ -167,7 +167,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None
 def test_without_tensorboard_a_sentence_is_logged_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(records.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(run_folder.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.INFO, "armijo"), RunLog.create(tmp_path) as log:
         log.step(step(1))
         log.epoch(epoch(1, 1))
@@ -177,11 +177,9 @@ def test_without_tensorboard_a_sentence_is_logged_and_the_run_goes_on(
 
 
 def test_logging_imports_neither_tensorflow_nor_what_only_figures_need() -> None:
-    code = (
-        "import sys, armijo_lab.results.records; print([m for m in ('tensorboard', 'matplotlib') if m in sys.modules])"
-    )
+    code = "import sys, armijo_lab.results.run_folder; print({'tensorboard', 'matplotlib'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("line", ['{"kind": "ste', "[]", '{"kind": "other", "step": 1}', '{"kind": "step"}'])
@@ -190,7 +188,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
         log.step(step(1))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(BadInputError, match=r"Line 2 of .* is not a record"):
+    with pytest.raises(BadInputError, match=r"Line 2 of .* is not a step or an epoch"):
         read_run(tmp_path)
 
 
@@ -212,7 +210,7 @@ def test_runs_are_found_below_a_folder_and_unfinished_ones_skipped(tmp_path: Pat
 
 
 def test_the_environment_tells_versions_and_hardware_but_not_whose_machine(tmp_path: Path) -> None:
-    found = records.environment("cpu")
+    found = run_folder.environment("cpu")
     assert found["versions"]["python"] == platform.python_version()
     assert {"torch", "transformers"} <= found["versions"].keys()
     assert found["hardware"]["device"] == "cpu"
@@ -231,29 +229,29 @@ def git(folder: Path, *arguments: str) -> str:
 
 def test_the_commit_is_that_of_our_own_checkout_alone(tmp_path: Path) -> None:
     tmp_path = tmp_path.resolve()
-    assert records._commit(tmp_path) is None
+    assert run_folder._commit(tmp_path) is None
     git(tmp_path, "init")
-    assert records._commit(tmp_path) is None
+    assert run_folder._commit(tmp_path) is None
     source = tmp_path / "src" / "armijo_lab"
     source.mkdir(parents=True)
     (source / "a.py").write_text("1")
-    assert records._commit(tmp_path) is None  # no commit yet
+    assert run_folder._commit(tmp_path) is None  # no commit yet
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    assert records._commit(tmp_path) == commit
+    assert run_folder._commit(tmp_path) == commit
     (tmp_path / "notes.txt").write_text("beside the sources")
-    assert records._commit(tmp_path) == commit
+    assert run_folder._commit(tmp_path) == commit
     (source / "b.py").write_text("untracked, and imported all the same")
-    assert records._commit(tmp_path) == f"{commit}-dirty"
+    assert run_folder._commit(tmp_path) == f"{commit}-dirty"
     # Installed somewhere below a repository that is not ours.
     inside = tmp_path / "lib"
     (inside / "src" / "armijo_lab").mkdir(parents=True)
-    assert records._commit(inside) is None
+    assert run_folder._commit(inside) is None
 
 
 def test_peak_memory_counts_from_the_reset() -> None:
-    peak = records.peak_memory()
+    peak = run_folder.peak_memory()
     assert peak["resident"] > 10**7
-    records.reset_peak_memory()
-    assert records.peak_memory()["resident"] <= peak["resident"]
+    run_folder.reset_peak_memory()
+    assert run_folder.peak_memory()["resident"] <= peak["resident"]

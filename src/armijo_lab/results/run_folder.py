@@ -1,7 +1,7 @@
-"""The run folder: what a run leaves behind, written so that a crash never leaves half a record, and read back.
+"""The folder of a run, written so that a crash never leaves half a line, and read back.
 
     summary.json    the configuration, what it ran on, the results
-    metrics.jsonl   one JSON object a line: a record for each step and one for each epoch
+    metrics.jsonl   one JSON object per line: one for each step and one for each epoch
     tensorboard/    the same numbers as events
 
 A float that is not finite is written as `null`, so that every JSON reader can read it.
@@ -30,7 +30,7 @@ import torch
 from armijo_lab.errors import BadInputError
 
 __all__ = [
-    "NoLog",
+    "NullLog",
     "Run",
     "RunLog",
     "divergence",
@@ -51,8 +51,8 @@ logger = logging.getLogger("armijo")
 
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
-# Whatever a run writes; a folder that holds one of these is somebody's, and is not written to.
-_OURS = (SUMMARY, METRICS, "README.md", "best", "last", "checkpoint", "figures", "tensorboard")
+# Everything that a run writes; a folder that holds one of these is not written to.
+_RUN_FILES = (SUMMARY, METRICS, "README.md", "best", "last", "checkpoint", "figures", "tensorboard")
 _PACKAGES = (
     "torch",
     "transformers",
@@ -64,7 +64,7 @@ _PACKAGES = (
     "numpy",
     "armijo",
 )
-_RIVALS = (
+_RIVAL_PACKAGES = (
     "SaLSa-Optimizer",
     "prodigyopt",
     "dog-optimizer",
@@ -74,9 +74,6 @@ _RIVALS = (
     "mechanic-pytorch",
     "gen-optim",
 )
-
-
-# ----------------------------------------------------------------------------------------------- writing
 
 
 def write_text(path: Path, text: str) -> None:
@@ -105,7 +102,7 @@ def sync(folder: Path, *, files: bool = True) -> None:
         if path.is_file():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-    # Windows opens no folder, and some network file systems do not synchronise one: the names are then theirs to keep.
+    # Windows cannot open a folder, and some network file systems cannot sync one; the names are then not synced.
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -139,32 +136,32 @@ def finite(value: Any) -> Any:
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuse an output folder that holds a run already, before anything is loaded or written.
+    """Refuse an output folder that already holds a run, before anything is loaded or written.
 
     Raises:
         BadInputError: `folder` is a file, or holds something that a run would overwrite.
     """
     if folder.exists() and not folder.is_dir():
         raise BadInputError(f"The output folder {folder} is a file; name a new folder.")
-    found = [name for name in _OURS if (folder / name).exists()]
-    if any(name in found for name in (SUMMARY, METRICS, "checkpoint")):
+    existing = [name for name in _RUN_FILES if (folder / name).exists()]
+    if any(name in existing for name in (SUMMARY, METRICS, "checkpoint")):
         raise BadInputError(
-            f"The output folder {folder} holds another run already ({', '.join(found)}); name a new folder, or "
+            f"The output folder {folder} holds another run already ({', '.join(existing)}); name a new folder, or "
             "continue that run with --resume if it was interrupted."
         )
-    if found:
-        raise BadInputError(f"The output folder {folder} is not empty ({', '.join(found)}); name a new folder.")
+    if existing:
+        raise BadInputError(f"The output folder {folder} is not empty ({', '.join(existing)}); name a new folder.")
 
 
 class RunLog:
-    """The records of the run that is going on: `metrics.jsonl` and the TensorBoard events of one folder.
+    """Writes `metrics.jsonl` and the TensorBoard events of a run.
 
-    Each record is on disk before the call returns, and nothing is kept in memory. Use it as a context manager, made
-    by `create` or `resume`.
+    Each line is written before the call returns, and nothing is kept in memory. Create it with `create` or `resume`,
+    and use it as a context manager.
 
     Args:
         folder: The run folder, which exists.
-        purge_step: TensorBoard forgets what an earlier part of this run wrote at this step and later ones.
+        purge_step: TensorBoard ignores events of an earlier part of this run at this step and later ones.
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
@@ -177,7 +174,7 @@ class RunLog:
 
     @classmethod
     def create(cls, folder: Path) -> Self:
-        """Begin a run in a new folder, which is made.
+        """Start a run in a new folder, which is made.
 
         Raises:
             BadInputError: `folder` is a file or holds another run (see `refuse_used`).
@@ -188,9 +185,9 @@ class RunLog:
 
     @classmethod
     def resume(cls, folder: Path, step: int, epochs: int) -> Self:
-        """Continue a run from its checkpoint: records of what it does not contain are cut off, they will come again.
+        """Continue a run from its checkpoint; lines of later steps are removed, since those steps are done again.
 
-        A line that a crash left half-written is cut off too.
+        A line that a crash left half-written is removed too.
 
         Args:
             folder: The run folder.
@@ -205,7 +202,7 @@ class RunLog:
             raise BadInputError(f"There is no run to resume in {folder}: it holds no {METRICS}.")
         kept = 0
         with path.open("rb+") as file:
-            for line, record in _records(file):
+            for line, record in _read_lines(file):
                 if record is None or record["step"] > step or (record["kind"] == "epoch" and record["epoch"] > epochs):
                     break
                 kept += len(line)
@@ -213,7 +210,7 @@ class RunLog:
         return cls(folder, purge_step=step + 1)
 
     def step(self, record: dict[str, Any]) -> None:
-        """Record a step.
+        """Write a step.
 
         Args:
             record: `step` and `epoch` (from 1), `loss`, `forwards`, `total_forwards`, `lr` (a number or `None`),
@@ -230,7 +227,7 @@ class RunLog:
         self._events.scalars(record["step"], scalars)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Record an epoch and its evaluation.
+        """Write an epoch and its evaluation.
 
         Args:
             record: `epoch`, `step` (its last), `train_loss` (the mean over its steps), `evaluation` (metric name
@@ -258,14 +255,14 @@ class RunLog:
         self.close()
 
 
-class NoLog:
-    """What a rank writes that is not the first: nothing."""
+class NullLog:
+    """The log of every rank but the first; it writes nothing."""
 
     def step(self, record: dict[str, Any]) -> None:
-        """Record nothing."""
+        """Write nothing."""
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """Record nothing."""
+        """Write nothing."""
 
 
 class _Events(Protocol):
@@ -282,10 +279,10 @@ class _NoEvents:
 
 
 class _TensorBoardEvents:
-    """One event file, written record by record.
+    """One event file, written event by event.
 
     TensorBoard's own writers put the name of the machine into the file's name, and a run folder is made to be
-    published; so the records are written with TensorBoard's lower layer.
+    published; so the events are written with TensorBoard's lower layer.
     """
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
@@ -296,13 +293,13 @@ class _TensorBoardEvents:
         self._event: Any = event_pb2
         self._summary: Any = summary_pb2
         folder.mkdir(exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names, so the time comes first; the number
-        # of nanoseconds keeps two files of one second apart.
+        # TensorBoard reads the files of a folder in the order of their names, so the name starts with the time, in
+        # nanoseconds because two files may be opened in one second.
         self._file: BinaryIO = (folder / f"events.out.tfevents.{time.time_ns()}").open("xb")
-        self._records = RecordWriter(self._file)
+        self._writer = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
         if purge_step is not None:
-            # Status 1, START: what stands at this step and later ones in older files is forgotten.
+            # Status 1, START: TensorBoard ignores this step and later ones in older files.
             self._add(step=purge_step, session_log=self._event.SessionLog(status=1))
         self._file.flush()
 
@@ -318,7 +315,7 @@ class _TensorBoardEvents:
         self._file.close()
 
     def _add(self, **fields: Any) -> None:
-        self._records.write(self._event.Event(wall_time=time.time(), **fields).SerializeToString())
+        self._writer.write(self._event.Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 def _events(folder: Path, purge_step: int | None) -> _Events:
@@ -331,18 +328,15 @@ def _events(folder: Path, purge_step: int | None) -> _Events:
     return _TensorBoardEvents(folder, purge_step)
 
 
-# ----------------------------------------------------------------------------------------------- reading
-
-
 @dataclass(frozen=True)
 class Run:
     """A run that has been read.
 
     Attributes:
-        folder: Where it lies.
+        folder: The run's folder.
         summary: The content of `summary.json`, `{}` while the run has not written it.
-        steps: The records of the steps, in order.
-        epochs: The records of the epochs, in order.
+        steps: The lines of the steps, in order.
+        epochs: The lines of the epochs, in order.
     """
 
     folder: Path
@@ -352,7 +346,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder; a last line that a crash left half-written is passed over.
+    """Read a run folder; a last line that a crash left half-written is skipped.
 
     Raises:
         BadInputError: There is no run in `folder`, or a file of it is not what a run writes.
@@ -363,11 +357,13 @@ def read_run(folder: Path) -> Run:
     steps: list[dict[str, Any]] = []
     epochs: list[dict[str, Any]] = []
     with path.open("rb") as file:
-        for number, (line, record) in enumerate(_records(file), 1):
+        for number, (line, record) in enumerate(_read_lines(file), 1):
             if record is not None:
                 (steps if record["kind"] == "step" else epochs).append(record)
             elif line.endswith(b"\n"):
-                raise BadInputError(f"Line {number} of {path} is not a record of a run; the file was changed.")
+                raise BadInputError(
+                    f"Line {number} of {path} is not a step or an epoch of a run; the file was changed."
+                )
     return Run(folder, read_summary(folder), steps, epochs)
 
 
@@ -387,7 +383,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def divergence(summary: dict[str, Any]) -> str | None:
-    """The sentences on a run that diverged: since when, and what to do; `None` if it did not."""
+    """Say since when a run has diverged and what to do; `None` if it did not diverge."""
     if summary.get("status") != "diverged":
         return None
     if "lr" in summary["optimizer"]["arguments"]:
@@ -403,7 +399,7 @@ def divergence(summary: dict[str, Any]) -> str | None:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What `summary.json` of a run folder holds; `{}` if there is none.
+    """Read `summary.json` of a run folder; `{}` if there is none.
 
     Raises:
         BadInputError: It is not a JSON object.
@@ -420,25 +416,22 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _records(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line with its record, or with `None` if it holds none."""
+def _read_lines(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Yield each line with its JSON object, or with `None` if it is not a step or an epoch."""
     for line in file:
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
         except ValueError:
             record = None
-        sound = isinstance(record, dict) and record.get("kind") in ("step", "epoch") and "step" in record
-        yield line, record if sound else None
-
-
-# ------------------------------------------------------------------------------------------- environment
+        valid = isinstance(record, dict) and record.get("kind") in ("step", "epoch") and "step" in record
+        yield line, record if valid else None
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What a run runs on: versions, commit and hardware, and no name of a machine, a user or a folder.
+    """Return versions, commit and hardware, without the names of machine, user or folders.
 
     Args:
-        device: Where the model lies.
+        device: The device of the model.
 
     Returns:
         `versions` (of Python and of each package that is installed), `commit` (of the checkout that this package is
@@ -448,7 +441,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     device = torch.device(device)
     versions: dict[str, str] = {"python": platform.python_version()}
-    for package in (*_PACKAGES, *_RIVALS):
+    for package in (*_PACKAGES, *_RIVAL_PACKAGES):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -491,7 +484,7 @@ def _commit(checkout: Path) -> str | None:
     """The commit of `checkout`, if that is the root of a repository and this package lies in its `src`."""
     try:
         root = _git(checkout, "rev-parse", "--show-toplevel")
-        # A package installed below somebody else's repository must not take its commit for ours.
+        # A package installed inside another repository must not report that one's commit.
         if Path(root).resolve() != checkout or not (checkout / "src" / "armijo_lab").is_dir():
             return None
         commit = _git(checkout, "rev-parse", "HEAD")
@@ -509,7 +502,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def reset_peak_memory(device: torch.device | str = "cpu") -> None:
-    """Let `peak_memory` count from here, where the system can do that: CUDA can, and Linux for this process."""
+    """Reset the counters of `peak_memory`, where the system can: CUDA, and Linux for this process."""
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -520,9 +513,9 @@ def reset_peak_memory(device: torch.device | str = "cpu") -> None:
 
 
 def peak_memory(device: torch.device | str = "cpu") -> dict[str, int]:
-    """The most memory used so far: `resident` bytes of this process and, with CUDA, `cuda` bytes allocated.
+    """Return the most memory used so far: `resident` bytes of this process and, with CUDA, `cuda` bytes allocated.
 
-    `resident` is left out where the system does not tell it.
+    `resident` is left out where the system does not report it.
     """
     device = torch.device(device)
     peak: dict[str, int] = {}
