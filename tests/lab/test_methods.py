@@ -127,12 +127,14 @@ def test_what_averages_is_judged_by_its_average(name, model):
 
 
 def test_a_tie_is_a_trial_with_the_loss_of_the_start():
-    criterion = ours._CountedTies(armijo.Armijo(0.1))
-    line = armijo.Line(loss=1.0, slope=1.0)
-    for loss, ties in ((1.0, 1), (0.5, 1), (1.0 + 1e-15, 1), (1.0, 2)):
-        trial = armijo.Trial(0.1, loss)
-        assert criterion.violation(line, trial) == armijo.Armijo(0.1).violation(line, trial)
-        assert criterion.ties == ties
+    weight = torch.nn.Parameter(torch.ones(3))
+    stepper = ours.SearchStepper(armijo.SGDSLS([weight]))
+    assert stepper.step(lambda: weight.square().sum()).ties == 0
+    # The value is 1 wherever the weight is, and its gradient is not 0.
+    step = stepper.step(lambda: 1 + (weight - weight.detach()).sum())
+    (search,) = step.searches
+    assert (search["status"], search["trials"][-1]) == ("exhausted", [0.0, 1.0])
+    assert step.ties == len(search["trials"]) - 1 == step.forwards - 2
 
 
 def test_salsa_repeats_itself_under_dropout(model):

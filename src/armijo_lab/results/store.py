@@ -198,11 +198,9 @@ def searches(run: Run) -> dict[str, Any] | None:
             promised = search["c"] * sum(part["step_size"] * part["slope"] for part in searched) / unit
             if search["status"] == "exhausted":
                 # A trial at η = 0 is the loss at the start of the search.
-                starts = [
-                    math.inf if value is None else value for step_size, value in search["trials"] if step_size == 0
-                ]
+                starts = [value for step_size, value in search["trials"] if step_size == 0]
                 shortest = min(step_size for step_size, _ in search["trials"] if step_size > 0)
-                if moved and starts and starts[0] - loss > unit:
+                if moved and starts and (starts[0] is None or starts[0] - loss > unit):
                     causes["order"] += 1
                 else:
                     least = search["c"] * shortest * search["slope"] / unit
