@@ -17,6 +17,7 @@ import torch
 import armijo
 from armijo.evaluation import objective
 from armijo.evaluation.rng import RandomState
+from armijo.step import step
 from armijo_lab import cli, health
 
 Run = Callable[..., tuple[int, str]]
@@ -80,7 +81,7 @@ def test_json_is_for_bug_reports(doctor: Run, untested: None) -> None:
 
 
 def unmoved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(armijo.LineSearch, "_commit", lambda self, moves, turn, merge: ())
+    monkeypatch.setattr(step, "_commit", lambda optimizer, lines, plan: None)
 
 
 def other_masks(monkeypatch: pytest.MonkeyPatch) -> None:
