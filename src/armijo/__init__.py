@@ -37,7 +37,7 @@ from armijo.search.bracketing import Bracketing
 from armijo.search.criteria import Armijo, Criterion, Goldstein
 from armijo.search.guesses import Growth, Guess
 from armijo.search.memory import Memory
-from armijo.search.values import Evaluate, Line, Outcome, Status, Trial
+from armijo.search.values import Evaluate, Line, Outcome, SearchResult, Status, Trial
 
 __version__ = "0.1.0"
 
@@ -87,6 +87,7 @@ __all__ = [
     "RecordedForward",
     "Search",
     "SearchReport",
+    "SearchResult",
     "Selection",
     "SplitError",
     "Status",

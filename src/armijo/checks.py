@@ -38,7 +38,7 @@ _RANGES = (
 _FAMILIES = {
     "direction": ("armijo.Direction", ("defaults", "validate", "moments", "search_direction", "update", "probes")),
     "search": ("armijo.Search", ("initial_step_size", "defaults", "first_step_size", "search")),
-    "selection": ("armijo.Selection", ("defaults", "blocks", "moved_before")),
+    "selection": ("armijo.Selection", ("defaults", "blocks", "remember", "moved_before")),
     "merging": ("armijo.Merging", ("defaults", "propose")),
     "partition": ("armijo.Partition", ("components",)),
 }

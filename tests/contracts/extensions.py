@@ -22,6 +22,7 @@ from armijo import (
     Memory,
     Outcome,
     Search,
+    SearchResult,
     Selection,
     Trial,
 )
@@ -239,6 +240,25 @@ class WhileLossRose(Selection):
         loss, before = lines[0].loss, memory["loss_before"]
         memory["loss_before"] = loss
         return (tuple(range(len(lines))),) if step == 0 or loss > before else ()
+
+
+@dataclass(frozen=True)
+class OnDemand(Selection):
+    """Wait twice as long after each search that accepted its first trial, up to `longest` steps; else search again."""
+
+    longest: int = 16
+
+    def defaults(self) -> Memory:
+        return {"gap": 1, "waited": 0}
+
+    def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> tuple[tuple[int, ...], ...]:
+        memory["waited"] += 1
+        return (tuple(range(len(lines))),) if step == 0 or memory["waited"] >= memory["gap"] else ()
+
+    def remember(self, searches: Sequence[SearchResult], memory: Memory) -> None:
+        for search in searches:
+            at_once = search.outcome.step_size == search.first_step_size
+            memory.update(waited=0, gap=min(2 * memory["gap"], self.longest) if at_once else 1)
 
 
 def by_shape(name: str, parameter: torch.nn.Parameter) -> str:

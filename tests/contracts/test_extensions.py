@@ -21,6 +21,7 @@ from contracts.extensions import (
     LearnedRatios,
     Lion,
     NonMonotoneArmijo,
+    OnDemand,
     SmoothedArmijo,
     WhileLossRose,
     by_shape,
@@ -41,6 +42,7 @@ EXTENDED: dict[str, dict[str, Any]] = {
     "Goldstein": {"search": armijo.Bracketing(armijo.Goldstein())},
     "every third step": {"selection": armijo.Every(3)},
     "while the loss rose": {"selection": WhileLossRose()},
+    "on demand": {"selection": OnDemand()},
     "smoothed": {"search": armijo.Backtracking(SmoothedArmijo())},
     "smoothed, in a cycle": {"search": armijo.Backtracking(SmoothedArmijo()), "selection": armijo.Cycle(2)},
     "non-monotone": {"search": armijo.Backtracking(NonMonotoneArmijo()), "direction": Gradient()},
@@ -357,6 +359,22 @@ def test_a_part_that_answers_nonsense_is_named_and_nothing_is_written(parts: Any
     with pytest.raises(armijo.ConfigurationError, match=words):
         steps()
     assert same(before, everything(problem.model, optimizer))
+
+
+def test_a_selection_sees_how_its_searches_ended() -> None:
+    problem = Problem()
+    optimizer = armijo.AdamSLS(problem.model.parameters(), selection=OnDemand())
+    searched = []
+    for _ in range(80):
+        optimizer.step(problem.closure())
+        assert optimizer.report is not None
+        searched.append(len(optimizer.report.searches))
+        gap = optimizer.param_groups[0]["gap"]
+        if searched[-1]:
+            (search,) = optimizer.report.searches
+            assert (gap > 1) == (search.step_size == search.first_step_size)
+    assert 0 < sum(searched) < 40
+    assert optimizer.report.total_forwards < 160
 
 
 def test_a_splitting_rule_is_a_function() -> None:

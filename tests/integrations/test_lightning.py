@@ -31,7 +31,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
-from armijo.integrations.lightning import ArmijoMixin, StepSizeLogger, _Releasing
+from armijo.integrations.lightning import ArmijoMixin, StepSizeLogger, _ReleaseOnError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
@@ -543,7 +543,7 @@ def test_a_trainer_that_was_interrupted_serves_another_module() -> None:
     with pytest.raises(AssertionError, match="no more"):
         trainer.fit(failing, loader())
     assert failing._window is None
-    assert not any(isinstance(callback, _Releasing) for callback in trainer.callbacks)  # pyright: ignore
+    assert not any(isinstance(callback, _ReleaseOnError) for callback in trainer.callbacks)  # pyright: ignore
     trainer.fit(other, loader())
     assert not equal(other.net, bert())
     fitted(failing, max_epochs=1, limit_train_batches=2)

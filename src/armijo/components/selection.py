@@ -12,7 +12,7 @@ from typing import Protocol
 
 from armijo.errors import ConfigurationError
 from armijo.search.memory import Memory
-from armijo.search.values import Line
+from armijo.search.values import Line, SearchResult
 
 __all__ = ["Blocks", "Cycle", "EachAlone", "Every", "Jointly", "Selection"]
 
@@ -35,6 +35,15 @@ class Selection(Protocol):
             memory: the values of `defaults()`; may be written to.
         """
         ...
+
+    def remember(self, searches: Sequence[SearchResult], memory: Memory) -> None:
+        """Called once a step after its searches, also if there were none; may write to `memory`.
+
+        Args:
+            searches: what was searched at this step, in the order of the blocks.
+            memory: the values of `defaults()`.
+        """
+        return
 
     def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
         """Places that have moved already, with their step sizes and updates, while `block` is searched.
@@ -147,6 +156,11 @@ class Every(Selection):
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
         """The inner selection's blocks at steps 0, m, 2m, …, none at the others."""
         return () if step % self.steps else self.selection.blocks(lines, step // self.steps, memory)
+
+    def remember(self, searches: Sequence[SearchResult], memory: Memory) -> None:
+        """Hand the searches on, at the steps that the inner selection sees."""
+        if searches:
+            self.selection.remember(searches, memory)
 
     def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
         """What the inner selection says."""

@@ -101,9 +101,9 @@ class Reduction:
                 raise error
             return list(numbers)
         failed = error is not None
-        own = [float(failed), float(distributed.get_rank() * failed), *(0.0 if failed else n for n in numbers)]
+        payload = [float(failed), float(distributed.get_rank() * failed), *(0.0 if failed else n for n in numbers)]
         try:
-            total = torch.tensor(own, dtype=torch.float64, device=self._device())
+            total = torch.tensor(payload, dtype=torch.float64, device=self._device())
             for group in self.groups:
                 distributed.all_reduce(total, group=group)
             failures, rank, *sums = total.tolist()

@@ -1,8 +1,8 @@
 """Lightning, in automatic and in manual optimisation; needs lightning.
 
-Lightning's closure runs `training_step`, `zero_grad` and `backward` in one. Here it is run once, for the gradients, and
-each `training_step` in it is recorded as it happens; trials run the recorded ones again, forward only. They go the way
-that Lightning goes, through its strategy, so that autocast and the wrapper of several ranks are around each of them.
+Lightning's closure runs `training_step`, `zero_grad` and `backward` in one. It runs once, for the gradients, and
+each `training_step` in it is recorded; trials run the recorded ones again, forward only. They run through Lightning's
+strategy, so that autocast and the wrapper of several ranks apply to each of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from armijo.errors import ConfigurationError
 from armijo.evaluation.buffers import Buffers
 from armijo.evaluation.objective import Closure
 from armijo.evaluation.rng import RandomState
-from armijo.integrations.recording import Window, copied
+from armijo.integrations.recording import Window, copy_batch
 from armijo.observers.report import StepReport
 from armijo.optimizer import LineSearch
 from armijo.search.values import Status
@@ -121,7 +121,7 @@ class ArmijoMixin(_Base):
     # ------------------------------------------------------------------------------------------- Lightning's methods
 
     def configure_callbacks(self) -> Sequence[Callback] | Callback:
-        """The callbacks of the module; of all methods the first that `fit` calls, so refusals stand here."""
+        """The callbacks of the module. `fit` calls this method first, so it refuses what cannot be searched."""
         if self.trainer.state.fn == "fit":
             self._refuse()
         return super().configure_callbacks()
@@ -159,7 +159,7 @@ class ArmijoMixin(_Base):
         """Copies of the module have recorded nothing."""
         return {name: value for name, value in super().__getstate__().items() if name not in ("_window", "_handles")}
 
-    # ------------------------------------------------------------------------------------------------ its own means
+    # ------------------------------------------------------------------------------------------------ private
 
     def _refuse(self) -> None:
         why = None
@@ -181,10 +181,10 @@ class ArmijoMixin(_Base):
         # The module as the strategy has wrapped it says which ranks there are, also where the wrapper's forward has
         # begun before the recorded one.
         self._window = Window([strategy.model], functools.partial(_parameters, optimizers))
-        trainer.callbacks = [*trainer.callbacks, _Releasing()]  # pyright: ignore[reportAttributeAccessIssue]
-        self._handles = tuple(optimizer.register_step_pre_hook(self._hand_over) for optimizer in optimizers)
+        trainer.callbacks = [*trainer.callbacks, _ReleaseOnError()]  # pyright: ignore[reportAttributeAccessIssue]
+        self._handles = tuple(optimizer.register_step_pre_hook(self._pass_objective) for optimizer in optimizers)
         if self.automatic_optimization:
-            vars(strategy)["training_step"] = functools.partial(self._recorded, strategy, strategy.training_step)
+            vars(strategy)["training_step"] = functools.partial(self._record_step, strategy, strategy.training_step)
         if trainer.gradient_clip_val:
             logger.warning(
                 "gradient_clip_val is %g: gradients are clipped before the search, which then takes the slope for "
@@ -195,34 +195,34 @@ class ArmijoMixin(_Base):
     def _release(self) -> None:
         trainer: Any = self.trainer
         vars(trainer.strategy).pop("training_step", None)
-        # A new list, since this may be called while the old one is gone through.
-        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _Releasing)]
+        # A new list, because this may be called during an iteration over the old one.
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _ReleaseOnError)]
         for handle in self._handles:
             handle.remove()
         self._handles, self._window = (), None
 
-    def _recorded(self, strategy: Strategy, above: Callable[..., Any], *args: Any) -> Any:
+    def _record_step(self, strategy: Strategy, above: Callable[..., Any], *args: Any) -> Any:
         """The strategy's `training_step`, recorded."""
         assert self._window is not None
-        kept = copied(args)
+        kept = copy_batch(args)
         model = strategy.model
         assert model is not None
-        outputs, left = [], []
+        outputs, after_forward = [], []
 
         def forward() -> Tensor:
             if torch.is_grad_enabled():
                 outputs.append(above(*args))
-                if not isinstance(_of(outputs[0]), Tensor):
+                if not isinstance(_loss_in(outputs[0]), Tensor):
                     buffers = Buffers()
                     buffers.add(model)
-                    left.append((buffers, RandomState.capture()))
-                return _loss(outputs[0])
-            return _loss(above(*copied(kept)))
+                    after_forward.append((buffers, RandomState.capture()))
+                return _require_loss(outputs[0])
+            return _require_loss(above(*copy_batch(kept)))
 
         with suppress(_NoLossError):
             self._window.record(self._mute_in_trials(forward))
         # What raises is undone, but a batch without a loss has been seen.
-        for buffers, random in left:
+        for buffers, random in after_forward:
             buffers.restore()
             random.restore()
         return outputs.pop()
@@ -232,13 +232,13 @@ class ArmijoMixin(_Base):
             if torch.is_grad_enabled():
                 return closure()
             metrics = [module for module in self.modules() if isinstance(module, (Metric, MetricCollection))]
-            with _left_alone([self, *metrics]):
+            with _preserve_attributes([self, *metrics]):
                 self._trying = True
                 return closure()
 
         return forward
 
-    def _hand_over(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _pass_objective(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before each step of an optimizer: in place of Lightning's closure, which it runs, it gets the objective."""
         window = self._window
         itself, *given = args
@@ -260,10 +260,10 @@ class ArmijoMixin(_Base):
                 "In manual optimisation on several ranks the gradients are averaged by manual_backward() alone. Write "
                 "loss = self.record_loss(closure); self.manual_backward(loss); optimizer.step()."
             )
-        return (itself, _returning(self._mute_in_trials(closure))), {}
+        return (itself, _require_tensor(self._mute_in_trials(closure))), {}
 
 
-class _Releasing(Callback):
+class _ReleaseOnError(Callback):
     """After a `fit` that was interrupted the optimizers step by themselves again."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -292,7 +292,7 @@ class StepSizeLogger(Callback):
 
     def __init__(self, prog_bar: bool = False) -> None:
         self.prog_bar = prog_bar
-        self._watched: list[_Watched] = []
+        self._counters: list[_StepCounter] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to observe the optimizers."""
@@ -301,30 +301,30 @@ class StepSizeLogger(Callback):
         for index, optimizer in enumerate(searching):
             prefix = f"{type(optimizer).__name__}-{index}/" if len(searching) > 1 else ""
             last: int = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-            watched = _Watched(prefix, deque(maxlen=max(1, last)))
-            watched.handle = optimizer.register_observer(watched)
-            self._watched.append(watched)
+            counter = _StepCounter(prefix, deque(maxlen=max(1, last)))
+            counter.handle = optimizer.register_observer(counter)
+            self._counters.append(counter)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log what the optimizers have done of late."""
-        for watched in self._watched:
-            if watched.reports:
-                pl_module.log_dict(watched.numbers(), prog_bar=self.prog_bar, on_step=True, on_epoch=False)
+        for counter in self._counters:
+            if counter.reports:
+                pl_module.log_dict(counter.numbers(), prog_bar=self.prog_bar, on_step=True, on_epoch=False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the observation."""
         self._release()
 
     def _release(self) -> None:
-        for watched in self._watched:
-            watched.handle.remove()
-        self._watched = []
+        for counter in self._counters:
+            counter.handle.remove()
+        self._counters = []
 
 
 @dataclass
-class _Watched:
+class _StepCounter:
     """What one optimizer has done of late."""
 
     prefix: str
@@ -359,7 +359,7 @@ class _NoLossError(Exception):
     """`training_step` returned None, or something that Lightning will refuse."""
 
 
-def _returning(closure: Closure) -> Closure:
+def _require_tensor(closure: Closure) -> Closure:
     def forward() -> Tensor:
         loss = closure()
         if loss is None:
@@ -372,12 +372,12 @@ def _returning(closure: Closure) -> Closure:
     return forward
 
 
-def _of(output: Any) -> Any:
+def _loss_in(output: Any) -> Any:
     return output.get("loss") if isinstance(output, Mapping) else output
 
 
-def _loss(output: Any) -> Tensor:
-    loss = _of(output)
+def _require_loss(output: Any) -> Tensor:
+    loss = _loss_in(output)
     if not isinstance(loss, Tensor):
         raise _NoLossError
     return loss
@@ -388,13 +388,13 @@ _MODULE = frozenset(vars(Module()))
 
 
 @contextmanager
-def _left_alone(modules: Sequence[Module]) -> Iterator[None]:
-    """Attributes of modules are afterwards as before; meanwhile containers and a metric's states are copies."""
+def _preserve_attributes(modules: Sequence[Module]) -> Iterator[None]:
+    """Restores attributes of modules; meanwhile containers and a metric's states are copies."""
     kept = [(module, {n: v for n, v in vars(module).items() if n not in _MODULE}) for module in modules]
     try:
         for module, attributes in kept:
             tensors = isinstance(module, Metric)
-            vars(module).update({name: _own(value, tensors) for name, value in attributes.items()})
+            vars(module).update({name: _copy_containers(value, tensors) for name, value in attributes.items()})
         yield
     finally:
         for module, attributes in kept:
@@ -403,12 +403,12 @@ def _left_alone(modules: Sequence[Module]) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _own(value: Any, tensors: bool) -> Any:
+def _copy_containers(value: Any, tensors: bool) -> Any:
     if isinstance(value, dict):
-        own = copy.copy(value)
+        copied = copy.copy(value)
         for key, inner in value.items():
-            own[key] = _own(inner, tensors)
-        return own
+            copied[key] = _copy_containers(inner, tensors)
+        return copied
     if isinstance(value, (list, set, deque)):
         return copy.copy(value)
     return value.clone() if tensors and isinstance(value, Tensor) else value

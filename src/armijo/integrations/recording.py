@@ -12,11 +12,11 @@ from torch.nn import Module, Parameter
 
 from armijo.evaluation.objective import Closure, Objective, RecordedForward
 
-__all__ = ["Window", "copied"]
+__all__ = ["Window", "copy_batch"]
 
 
 @dataclass
-class _Forward:
+class _PendingForward:
     """A forward pass, and the factor with which its loss has entered the backward pass, once it has."""
 
     record: RecordedForward
@@ -37,22 +37,22 @@ class Window:
         self, modules: Sequence[Module] | None = None, parameters: Callable[[], Iterable[Parameter]] | None = None
     ) -> None:
         self._modules, self._parameters = modules, parameters
-        self._forwards: list[_Forward] = []
+        self._forwards: list[_PendingForward] = []
 
     def record(self, closure: Closure) -> Tensor:
         """Run a forward with gradients; its loss, for the backward pass of the framework."""
         recorder = Objective(self._modules)
         loss = recorder.baseline(closure)
-        forward = _Forward(recorder.recorded_forwards[0])
+        forward = _PendingForward(recorder.recorded_forwards[0])
 
-        def look(grad: Tensor) -> None:
+        def keep_factor(grad: Tensor) -> None:
             # Whatever divides the loss afterwards, for accumulation or a GradScaler, is in its gradient.
             if self._parameters is not None and all(parameter.grad is None for parameter in self._parameters()):
                 self._forwards = [other for other in self._forwards if other.factor is None]
             forward.factor = grad.detach()
 
         self._forwards.append(forward)
-        loss.register_hook(look)
+        loss.register_hook(keep_factor)
         return loss
 
     @property
@@ -75,23 +75,23 @@ class Window:
         )
 
     def forget(self) -> None:
-        """Begin anew, after the step."""
+        """Forget all forwards, after the step."""
         self._forwards = []
 
 
-def copied(batch: Any) -> Any:
-    """The same tensors in containers of their own, since a framework may take things out of those it is given."""
+def copy_batch(batch: Any) -> Any:
+    """The same tensors in new containers, because a framework may remove items from those it gets."""
     if isinstance(batch, MutableMapping):
-        own = copy.copy(batch)
+        copied = copy.copy(batch)
         for key, value in batch.items():
-            own[key] = copied(value)
-        return own
+            copied[key] = copy_batch(value)
+        return copied
     if isinstance(batch, list):
-        own = copy.copy(batch)
-        own[:] = map(copied, batch)
-        return own
+        copied = copy.copy(batch)
+        copied[:] = map(copy_batch, batch)
+        return copied
     if type(batch) is tuple:
-        return tuple(map(copied, batch))
+        return tuple(map(copy_batch, batch))
     if isinstance(batch, tuple) and hasattr(batch, "_make"):
-        return type(batch)._make(map(copied, batch))  # pyright: ignore[reportAttributeAccessIssue]
+        return type(batch)._make(map(copy_batch, batch))  # pyright: ignore[reportAttributeAccessIssue]
     return batch

@@ -25,7 +25,7 @@ from armijo.components.splitting import split
 from armijo.errors import ConfigurationError
 from armijo.evaluation.buffers import Buffers
 from armijo.evaluation.rng import RandomState
-from armijo.integrations.recording import Window, copied
+from armijo.integrations.recording import Window, copy_batch
 from armijo.observers.report import StepReport
 from armijo.optimizer import LineSearch
 from armijo.recipes import PLASLS, AdamSLS
@@ -86,11 +86,11 @@ class _Factory:
             groups = split(model, by=by, n_layer_groups=n_layer_groups)
         if undecayed:
             spared = {id(p) for name, p in model.named_parameters() if name in undecayed}
-            groups = [part for group in groups for part in _apart(group, spared)]
+            groups = [part for group in groups for part in _split_decay(group, spared)]
         return optimizer(groups, **options)
 
 
-def _apart(group: dict[str, Any], spared: set[int]) -> list[dict[str, Any]]:
+def _split_decay(group: dict[str, Any], spared: set[int]) -> list[dict[str, Any]]:
     """A group, as one with weight decay and one without; both have the same step size."""
     decayed = {**group, "params": [p for p in group["params"] if id(p) not in spared]}
     plain = {**group, "params": [p for p in group["params"] if id(p) in spared], "weight_decay": 0.0}
@@ -98,8 +98,8 @@ def _apart(group: dict[str, Any], spared: set[int]) -> list[dict[str, Any]]:
 
 
 @dataclass
-class _Since:
-    """What steps have done since it was last logged."""
+class _StepCounter:
+    """What steps have done since the last log."""
 
     last: StepReport | None = None
     steps: int = 0
@@ -150,9 +150,9 @@ class ArmijoMixin(_Base):
     bookkeeping: tuple[str, ...] = ("_metrics", "_total_train_tokens", "accum_loss_components")
 
     _window: Window | None = None
-    _since: _Since | None = None
+    _counter: _StepCounter | None = None
     _searcher: LineSearch | None = None
-    _looked_at_loss = False
+    _detected_loss_scaling = False
     _handles: tuple[Any, ...] = ()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -184,7 +184,7 @@ class ArmijoMixin(_Base):
         if self.optimizer is None and self.optimizer_cls_and_kwargs[0] is _Factory:
             given = args[0] if args else kwargs.get("model")
             model: Any = self.model if given is None else given
-            root = self._trained(model)
+            root = self._trained_module(model)
             choice = dict(self.optimizer_cls_and_kwargs[1])
             if self.args.weight_decay and "weight_decay" not in choice["options"]:
                 choice["options"] = {**choice["options"], "weight_decay": self.args.weight_decay}
@@ -209,35 +209,35 @@ class ArmijoMixin(_Base):
         if window is None or not torch.is_grad_enabled() or kwargs.get("return_outputs") or (args and args[0]):
             return super().compute_loss(model, inputs, *args, **kwargs)
         above: Callable[..., Any] = super().compute_loss
-        if not self._looked_at_loss:
-            self._looked_at_loss = True
-            self._look_at_loss(functools.partial(above, model), inputs, *args, **kwargs)
+        if not self._detected_loss_scaling:
+            self._detected_loss_scaling = True
+            self._detect_loss_scaling(functools.partial(above, model), inputs, *args, **kwargs)
 
         def forward() -> Tensor:
             # The trainer takes labels out of its inputs.
             if torch.is_grad_enabled():
-                return above(model, copied(inputs), *args, **kwargs)
-            with self._left_alone(), self.compute_loss_context_manager():
-                return above(model, copied(inputs), *args, **kwargs)
+                return above(model, copy_batch(inputs), *args, **kwargs)
+            with self._preserve_bookkeeping(), self.compute_loss_context_manager():
+                return above(model, copy_batch(inputs), *args, **kwargs)
 
         return window.record(forward)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with what the searches did since the last time."""
-        since = self._since
-        if "loss" in logs and since is not None and since.last is not None:
-            sizes = {component.label: component.step_size for component in since.last.components}
-            moved = [size * since.factors.get(label, 1.0) for label, size in sizes.items()]
+        counter = self._counter
+        if "loss" in logs and counter is not None and counter.last is not None:
+            sizes = {component.label: component.step_size for component in counter.last.components}
+            moved = [size * counter.factors.get(label, 1.0) for label, size in sizes.items()]
             logs["learning_rate"] = statistics.median(moved)
             if len(sizes) > 1:
                 logs |= {f"step_size/{label}": size for label, size in sizes.items()}
-            logs["forwards"] = since.forwards / since.steps
-            if since.searches:
-                logs["accepted"] = since.accepted / since.searches
-            self._since = _Since()
+            logs["forwards"] = counter.forwards / counter.steps
+            if counter.searches:
+                logs["accepted"] = counter.accepted / counter.searches
+            self._counter = _StepCounter()
         super().log(logs, *args, **kwargs)
 
-    # ------------------------------------------------------------------------------------------------ its own means
+    # ------------------------------------------------------------------------------------------------ private
 
     def _refuse(self) -> None:
         why = None
@@ -254,9 +254,9 @@ class ArmijoMixin(_Base):
         if why is not None:
             raise ConfigurationError(f"armijo cannot search here: {why}.")
 
-    def _look_at_loss(
+    def _detect_loss_scaling(
         self,
-        loss_of: Callable[..., Any],
+        compute_loss: Callable[..., Any],
         inputs: Any,
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
@@ -271,10 +271,10 @@ class ArmijoMixin(_Base):
         if num_items_in_batch is None or not (several and believed):
             return
         buffers, random = Buffers(), RandomState.capture()
-        with torch.no_grad(), buffers.watching(), self._left_alone():
+        with torch.no_grad(), buffers.watching(), self._preserve_bookkeeping():
             losses = []
             for count in (num_items_in_batch, 2 * num_items_in_batch):
-                losses.append(loss_of(copied(inputs), num_items_in_batch=count).detach().float())
+                losses.append(compute_loss(copy_batch(inputs), num_items_in_batch=count).detach().float())
                 random.restore()
                 buffers.restore()
         # All ranks take one way: a loss that is not finite, or happens to be zero, says nothing.
@@ -284,7 +284,7 @@ class ArmijoMixin(_Base):
         if says and not matters:
             self.model_accepts_loss_kwargs = False
 
-    def _trained(self, model: Module) -> Module:
+    def _trained_module(self, model: Module) -> Module:
         """The model, or the losses of sentence-transformers that hold it and may have parameters of their own."""
         losses = getattr(self, "loss", None)
         if isinstance(losses, Mapping) and losses and all(isinstance(loss, Module) for loss in losses.values()):
@@ -308,15 +308,15 @@ class ArmijoMixin(_Base):
         if raw is self._searcher:
             return
         self._release()
-        self._searcher, self._since = raw, _Since()
-        self._handles = (raw.register_step_pre_hook(self._hand_over), raw.register_observer(self._watch))
+        self._searcher, self._counter = raw, _StepCounter()
+        self._handles = (raw.register_step_pre_hook(self._pass_objective), raw.register_observer(self._count_step))
 
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles, self._window, self._searcher = (), None, None
 
-    def _hand_over(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _pass_objective(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         window, self._window = self._window, None
         itself, *given = args
         # A checkpoint asks for state with a bare step() too; that must not become a search.
@@ -326,14 +326,14 @@ class ArmijoMixin(_Base):
         objective = window.objective(1.0 if scaler is None else scaler.get_scale())
         return (itself, objective), {}
 
-    def _watch(self, report: StepReport) -> None:
-        assert self._since is not None
+    def _count_step(self, report: StepReport) -> None:
+        assert self._counter is not None
         assert self._searcher is not None
-        self._since.add(report)
-        self._since.factors = {group["component"]: group["lr"] for group in self._searcher.param_groups}
+        self._counter.add(report)
+        self._counter.factors = {group["component"]: group["lr"] for group in self._searcher.param_groups}
 
-    def _left_alone(self) -> _LeftAlone:
-        return _LeftAlone(self, self.bookkeeping)
+    def _preserve_bookkeeping(self) -> _PreserveAttributes:
+        return _PreserveAttributes(self, self.bookkeeping)
 
 
 class ArmijoTrainer(ArmijoMixin, Trainer):
@@ -379,8 +379,8 @@ def attach(trainer: _Trainer, optimizer_cls_and_kwargs: tuple[Any, dict[str, Any
     return trainer
 
 
-class _LeftAlone:
-    """What a trainer counts in `compute_loss` is afterwards as before."""
+class _PreserveAttributes:
+    """Restores what a trainer counts in `compute_loss`."""
 
     def __init__(self, owner: object, names: tuple[str, ...]) -> None:
         self._owner, self._names = owner, names

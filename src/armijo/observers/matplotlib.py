@@ -354,8 +354,8 @@ def _draw_statuses(axis: Axes, steps: Sequence[StepReport]) -> list[Patch]:
     share = f"{accepted / searches:.1%}".replace(".0%", "%").replace("%", " %") if searches else ""
     title = "Status of each component" if len(rows) > 1 else "Status"
     axis.set_title(f"{title}, {share} accepted where searched" if searches else "Nothing was searched")
-    there = {component.status for step in steps for component in step.components}
-    return [Patch(color=color, label=str(status)) for status, color in _STATUSES.items() if status in there]
+    present = {component.status for step in steps for component in step.components}
+    return [Patch(color=color, label=str(status)) for status, color in _STATUSES.items() if status in present]
 
 
 def _short(labels: Sequence[str]) -> list[str]:

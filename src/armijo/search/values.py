@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-__all__ = ["Evaluate", "Line", "Outcome", "Status", "Trial"]
+__all__ = ["Evaluate", "Line", "Outcome", "SearchResult", "Status", "Trial"]
 
 
 class Evaluate(Protocol):
@@ -94,3 +94,22 @@ class Outcome:
     step_size: float
     status: Status
     loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """One search of a step, from start to end.
+
+    Args:
+        block: the places of the components that moved together.
+        line: the line that was searched.
+        first_step_size: the step size tried first.
+        outcome: what the search found.
+        trials: its trials in order, those at η = 0 included.
+    """
+
+    block: tuple[int, ...]
+    line: Line
+    first_step_size: float
+    outcome: Outcome
+    trials: tuple[Trial, ...]

@@ -20,7 +20,7 @@ from armijo.evaluation.reduction import Reduction
 from armijo.interrupts import Interrupts
 from armijo.observers.report import ComponentReport, SearchReport, StepReport
 from armijo.search.memory import Memory, copy_memory, is_memory_value
-from armijo.search.values import Outcome, Status, Trial
+from armijo.search.values import Outcome, SearchResult, Status, Trial
 from armijo.snapshot import Snapshot, Tensors
 from armijo.step.baseline import evaluate_baseline
 from armijo.step.guards import WriteGuard, parameters_of
@@ -79,7 +79,7 @@ class Plan:
 
     decisions: tuple[Decision, ...]
     memory: Memory
-    searches: tuple[SearchReport, ...] = ()
+    searches: tuple[SearchResult, ...] = ()
     merge: Merge | None = None
 
 
@@ -131,7 +131,7 @@ def _search(
     if not all(math.isfinite(number) for number in numbers):
         return Plan(tuple(Decision(each.previous, 0.0, Status.NONFINITE) for each in lines), memory)
     decisions = [Decision(each.first, each.first, Status.UNSEARCHED) for each in lines]
-    searches: list[SearchReport] = []
+    searches: list[SearchResult] = []
     blocks = optimizer.selection.blocks([each.line for each in lines], first_group["steps"], memory)
     _check_blocks(optimizer, blocks, len(lines))
     for block in blocks:
@@ -139,21 +139,22 @@ def _search(
             place: (decisions[place].applied, lines[place].preview_updates(optimizer.direction))
             for place in optimizer.selection.moved_before(block)
         }
-        report, found = _search_block(optimizer, lines, block, moved, objective, interrupts)
-        searches.append(report)
-        for place, decision in zip(block, found, strict=True):
+        result, decided = _search_block(optimizer, lines, tuple(block), moved, objective, interrupts)
+        searches.append(result)
+        for place, decision in zip(block, decided, strict=True):
             decisions[place] = decision
+    optimizer.selection.remember(searches, memory)
     return Plan(tuple(decisions), memory, tuple(searches))
 
 
 def _search_block(
     optimizer: LineSearch,
     lines: Sequence[ComponentLine],
-    places: Sequence[int],
+    places: tuple[int, ...],
     moved: Mapping[int, tuple[float, Tensors]],
     objective: Objective,
     interrupts: Interrupts,
-) -> tuple[SearchReport, list[Decision]]:
+) -> tuple[SearchResult, list[Decision]]:
     """One search: the components of a block move with one scalar over given ratios.
 
     Of the other components those in `moved` have moved already, and the rest stay at w_k.
@@ -201,15 +202,7 @@ def _search_block(
     changed = {name: value for name, value in memory.items() if value != block[0].memory.get(name)}
     for each in block:
         each.memory.update(copy_memory(changed, changed))
-    report = SearchReport(
-        components=tuple(each.component.label for each in block),
-        status=outcome.status,
-        first_step_size=first,
-        step_size=outcome.step_size,
-        slope=line.slope,
-        trials=tuple(trials),
-    )
-    return report, [
+    return SearchResult(places, line, first, outcome, tuple(trials)), [
         _decision(each, step_size, outcome, len(trials))
         for each, step_size in zip(block, scaled(outcome.step_size), strict=True)
     ]
@@ -339,7 +332,17 @@ def _report(optimizer: LineSearch, objective: Objective, lines: Sequence[Compone
             )
             for each, decision in zip(lines, plan.decisions, strict=True)
         ),
-        searches=plan.searches,
+        searches=tuple(
+            SearchReport(
+                components=tuple(lines[place].component.label for place in search.block),
+                status=search.outcome.status,
+                first_step_size=search.first_step_size,
+                step_size=search.outcome.step_size,
+                slope=search.line.slope,
+                trials=search.trials,
+            )
+            for search in plan.searches
+        ),
         merges=merges,
         forwards=objective.evaluations,
         total_forwards=shared["forwards"],
