@@ -243,6 +243,15 @@ class WhileLossRose(Selection):
 
 
 @dataclass(frozen=True)
+class AloneThenTogether(Selection):
+    """Each component alone, then all of them with the step sizes that were found: a joint safeguard."""
+
+    def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> tuple[tuple[int, ...], ...]:
+        places = range(len(lines))
+        return (*((place,) for place in places), tuple(places))
+
+
+@dataclass(frozen=True)
 class OnDemand(Selection):
     """Wait twice as long after each search that accepted its first trial, up to `longest` steps; else search again."""
 

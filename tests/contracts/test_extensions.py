@@ -15,6 +15,7 @@ import armijo
 from armijo.components.splitting import split
 from contracts.extensions import (
     AdaBelief,
+    AloneThenTogether,
     BarzilaiBorwein,
     HeavyBall,
     JudgedByNextBatch,
@@ -284,7 +285,7 @@ class Backwards(armijo.Growth):
 
 class Twice(armijo.Jointly):
     def blocks(self, lines: Any, step: int, memory: Any) -> Any:
-        return ((0,), (0,))
+        return ((0, 0),)
 
 
 class Elsewhere(armijo.Jointly):
@@ -339,7 +340,7 @@ def test_two_parts_with_one_name_are_refused() -> None:
         ({"search": armijo.Backtracking(guess=Undeclared())}, "names and of the kinds in its defaults"),
         ({"search": armijo.Backtracking(guess=Backwards())}, "must be a positive number"),
         ({"selection": Twice()}, "no place occurs twice"),
-        ({"selection": Elsewhere()}, "places in 0..3"),
+        ({"selection": Elsewhere()}, r"places in 0\.\.3"),
         ({"search": Endless(1.0)}, "must be a finite number"),
         ({"merging": Hasty()}, "kept < absorbed"),
         ({"search": JudgedByNextBatch()}, "last_update"),
@@ -375,6 +376,35 @@ def test_a_selection_sees_how_its_searches_ended() -> None:
             assert (gap > 1) == (search.step_size == search.first_step_size)
     assert 0 < sum(searched) < 40
     assert optimizer.report.total_forwards < 160
+
+
+@every("c", [0.1, 0.5])
+def test_components_searched_alone_may_be_tested_together_at_last(c: float) -> None:
+    problem = Problem(dtype=torch.float64)
+    problem.model.eval()
+    search = armijo.Backtracking(armijo.Armijo(c))
+    optimizer = line_search(
+        problem, direction=armijo.AdamDirection((0.0, 0.999)), search=search, selection=AloneThenTogether()
+    )
+    shortened = 0
+    for _ in range(30):
+        closure = problem.closure()
+        before = [group["step_size"] for group in optimizer.param_groups]
+        optimizer.step(closure)
+        report = optimizer.report
+        assert report is not None
+        *alone, together = report.searches
+        assert [len(each.components) for each in alone] == [1, 1, 1, 1]
+        assert len(together.components) == 4
+        assert together.first_step_size == max(each.step_size for each in alone)
+        shortened += together.step_size < together.first_step_size
+        promised = sum(c.step_size * c.slope for c in report.components)
+        # What was tested at last is what was taken.
+        assert closure().item() == pytest.approx(report.components[0].trial_loss, rel=1e-12)
+        assert closure().item() <= report.loss - c * promised + 1e-12
+        assert report.forwards == 1 + sum(len(each.trials) for each in report.searches)
+        assert before != [group["step_size"] for group in optimizer.param_groups]
+    assert shortened > 0, "alone they accept longer steps than together"
 
 
 def test_a_splitting_rule_is_a_function() -> None:

@@ -20,7 +20,7 @@ from armijo.search.bracketing import Bracketing
 from armijo.search.criteria import Armijo, Goldstein
 from armijo.search.guesses import Growth
 from armijo.search.values import Line, Outcome, Status, Trial
-from contracts.extensions import NonMonotoneArmijo, SmoothedArmijo
+from contracts.extensions import AloneThenTogether, NonMonotoneArmijo, OnDemand, SmoothedArmijo
 
 CRITERIA = [Armijo(0.1), Armijo(0.5), Goldstein(), Goldstein(0.4), SmoothedArmijo(), NonMonotoneArmijo()]
 SEARCHES = [
@@ -36,7 +36,17 @@ SEARCHES = [
 ]
 TRYING = [search for search in SEARCHES if not isinstance(search, FixedStep)]
 GUESSES = [Growth(), Growth(1.0, 2.0), Growth(0.01, 1.0)]
-SELECTIONS = [Jointly(), Cycle(), Cycle(0), EachAlone(), EachAlone(0), Every(3), Every(2, Cycle(1))]
+SELECTIONS = [
+    Jointly(),
+    Cycle(),
+    Cycle(0),
+    EachAlone(),
+    EachAlone(0),
+    Every(3),
+    Every(2, Cycle(1)),
+    AloneThenTogether(),
+    OnDemand(4),
+]
 MERGINGS = [
     NeverMerge(),
     MergeSmallest(),
@@ -244,14 +254,15 @@ def test_growth_refuses_numbers_out_of_range() -> None:
 
 @every("selection", SELECTIONS, ids=named)
 @given(n=st.integers(1, 12), start=st.integers(0, 40))
-def test_blocks_are_disjoint_places_and_every_place_gets_its_search(selection: Any, n: int, start: int) -> None:
+def test_blocks_are_places_and_every_place_gets_its_search(selection: Any, n: int, start: int) -> None:
     lines, memory, searched = [Line(1.0, 1.0)] * n, selection.defaults(), set()
     for step in range(start, start + 3 * n):
         blocks = selection.blocks(lines, step, memory)
         assert memory.keys() == selection.defaults().keys()
         places = [place for block in blocks for place in block]
+        selection.remember([], memory)
         assert all(blocks), "there may be no block, but no block is empty"
-        assert len(places) == len(set(places))
+        assert all(len(block) == len(set(block)) for block in blocks)
         assert set(places) <= set(range(n))
         assert all(set(selection.moved_before(block)).isdisjoint(block) for block in blocks)
         searched |= set(places)

@@ -27,7 +27,11 @@ class Selection(Protocol):
         return {}
 
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
-        """The blocks to search at this step: disjoint, possibly none.
+        """The blocks to search at this step, in order; possibly none.
+
+        A place may be in several blocks. A later block starts from the step sizes that earlier ones found, and the
+        last block that a place is in decides about it: `((0,), (1,), (0, 1))` searches two components alone and then
+        tests their joint move.
 
         Args:
             lines: the line of each component, by place; at least one. Each holds the loss f_k(w_k) and its slope.

@@ -20,7 +20,7 @@ from armijo.evaluation.reduction import Reduction
 from armijo.interrupts import Interrupts
 from armijo.observers.report import ComponentReport, SearchReport, StepReport
 from armijo.search.memory import Memory, copy_memory, is_memory_value
-from armijo.search.values import Outcome, SearchResult, Status, Trial
+from armijo.search.values import SearchResult, Status, Trial
 from armijo.snapshot import Snapshot, Tensors
 from armijo.step.baseline import evaluate_baseline
 from armijo.step.guards import WriteGuard, parameters_of
@@ -139,10 +139,13 @@ def _search(
             place: (decisions[place].applied, lines[place].preview_updates(optimizer.direction))
             for place in optimizer.selection.moved_before(block)
         }
-        result, decided = _search_block(optimizer, lines, tuple(block), moved, objective, interrupts)
-        searches.append(result)
-        for place, decision in zip(block, decided, strict=True):
-            decisions[place] = decision
+        start = {place: decisions[place] for place in block}
+        # What an earlier block of this step found is where a later one starts; what has failed stays.
+        if any(decision.applied > 0 for decision in start.values()):
+            result, decided = _search_block(optimizer, lines, start, moved, objective, interrupts)
+            searches.append(result)
+            for place, decision in decided.items():
+                decisions[place] = decision
     optimizer.selection.remember(searches, memory)
     return Plan(tuple(decisions), memory, tuple(searches))
 
@@ -150,35 +153,35 @@ def _search(
 def _search_block(
     optimizer: LineSearch,
     lines: Sequence[ComponentLine],
-    places: tuple[int, ...],
+    start: Mapping[int, Decision],
     moved: Mapping[int, tuple[float, Tensors]],
     objective: Objective,
     interrupts: Interrupts,
-) -> tuple[SearchResult, list[Decision]]:
+) -> tuple[SearchResult, dict[int, Decision]]:
     """One search: the components of a block move with one scalar over given ratios.
 
     Of the other components those in `moved` have moved already, and the rest stay at w_k.
     """
-    block = [lines[place] for place in places]
-    first = max(each.first for each in block)
-    ratios = [each.first / first for each in block]
-    reach = min(each.reach for each in block)
+    block = {place: lines[place] for place in start}
+    first = max(decision.applied for decision in start.values())
+    ratios = {place: decision.applied / first for place, decision in start.items()}
+    reach = min(each.reach for each in block.values())
+    one = next(iter(block.values()))
     line = replace(
-        block[0].line,
-        slope=sum((ratio * each.line.slope for ratio, each in zip(ratios, block, strict=True)), 0.0),
-        longest=min([reach, *(each.cap / ratio for ratio, each in zip(ratios, block, strict=True) if ratio > 0)]),
+        one.line,
+        slope=sum((ratios[place] * each.line.slope for place, each in block.items()), 0.0),
+        longest=min([reach, *(each.cap / ratios[place] for place, each in block.items() if ratios[place] > 0)]),
         derivatives={
-            name: sum((each.line.derivatives[name] for each in block), 0.0) for name in block[0].line.derivatives
+            name: sum((each.line.derivatives[name] for each in block.values()), 0.0) for name in one.line.derivatives
         },
     )
     trials: list[Trial] = []
 
-    def scaled(step_size: float) -> list[float]:
+    def scaled(step_size: float) -> dict[int, float]:
         # The ratios respect the caps already, up to a rounding error.
-        return [min(ratio * step_size, each.cap) for ratio, each in zip(ratios, block, strict=True)]
+        return {place: min(ratios[place] * step_size, each.cap) for place, each in block.items()}
 
-    parameters = {place: lines[place].parameters for place in (*places, *moved)}
-    with Snapshot(parameters) as snapshot:
+    with Snapshot({place: lines[place].parameters for place in (*block, *moved)}) as snapshot:
         evaluate_at = _evaluator(optimizer, objective, interrupts, snapshot)
 
         def evaluate(step_size: float, along: str | None = None) -> float:
@@ -187,31 +190,28 @@ def _search_block(
             loss = math.inf
             if abs(step_size) <= reach:
                 sizes = scaled(step_size)
-                moves = {p: (s, each.vectors(along)) for p, s, each in zip(places, sizes, block, strict=True)}
+                moves = {place: (sizes[place], each.vectors(along)) for place, each in block.items()}
                 loss = evaluate_at({**moved, **moves})
             if along is None:
                 trials.append(Trial(step_size, loss))
             return loss
 
-        memory = dict(block[0].memory)
+        memory = dict(one.memory)
         outcome = optimizer.search.search(line, first, evaluate, memory)
     if not 0 <= outcome.step_size < math.inf:
         raise ConfigurationError(
             f"{optimizer.search!r} found the step size {outcome.step_size}. It must be a finite number, 0 to stay."
         )
-    changed = {name: value for name, value in memory.items() if value != block[0].memory.get(name)}
-    for each in block:
+    changed = {name: value for name, value in memory.items() if value != one.memory.get(name)}
+    decided: dict[int, Decision] = {}
+    for place, step_size in scaled(outcome.step_size).items():
+        each, n_trials = block[place], start[place].trials + len(trials)
         each.memory.update(copy_memory(changed, changed))
-    return SearchResult(places, line, first, outcome, tuple(trials)), [
-        _decision(each, step_size, outcome, len(trials))
-        for each, step_size in zip(block, scaled(outcome.step_size), strict=True)
-    ]
-
-
-def _decision(each: ComponentLine, step_size: float, outcome: Outcome, trials: int) -> Decision:
-    if outcome.step_size > 0:
-        return Decision(step_size, step_size, outcome.status, trials, outcome.loss)
-    return Decision(each.previous, 0.0, outcome.status, trials)
+        if step_size > 0:
+            decided[place] = Decision(step_size, step_size, outcome.status, n_trials, outcome.loss)
+        elif outcome.step_size == 0:
+            decided[place] = Decision(each.previous, 0.0, outcome.status, n_trials)
+    return SearchResult(tuple(block), line, first, outcome, tuple(trials)), decided
 
 
 def _evaluator(
@@ -236,12 +236,12 @@ def _evaluator(
 
 
 def _check_blocks(optimizer: LineSearch, blocks: Sequence[Sequence[int]], n: int) -> None:
-    places = [place for block in blocks for place in block]
-    if not all(blocks) or len(set(places)) != len(places) or not set(places) <= set(range(n)):
-        raise ConfigurationError(
-            f"{optimizer.selection!r} selected the blocks {blocks}. Blocks are tuples of places in 0..{n - 1}; no "
-            "block is empty and no place occurs twice."
-        )
+    for block in blocks:
+        if not block or len(set(block)) != len(block) or not set(block) <= set(range(n)):
+            raise ConfigurationError(
+                f"{optimizer.selection!r} selected the block {block}. A block is a tuple of places in 0..{n - 1}, at "
+                "least one, and no place occurs twice in it."
+            )
 
 
 # --------------------------------------------------------------------------------------------------------------- decide
