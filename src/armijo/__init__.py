@@ -16,7 +16,7 @@ from armijo.components.splitting import split
 from armijo.directions.adam import AdamDirection
 from armijo.directions.base import Direction
 from armijo.directions.gradient import GradientDirection
-from armijo.directions.last_update import KeepLastUpdate
+from armijo.directions.last_step import KeepLastStep
 from armijo.errors import (
     ArmijoError,
     ClosureContractError,
@@ -68,7 +68,7 @@ __all__ = [
     "Growth",
     "Guess",
     "Jointly",
-    "KeepLastUpdate",
+    "KeepLastStep",
     "Line",
     "LineSearch",
     "Memory",

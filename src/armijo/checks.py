@@ -14,7 +14,7 @@ import torch
 
 from armijo.directions.base import Direction
 from armijo.errors import ConfigurationError
-from armijo.search.memory import is_memory_value
+from armijo.search.memory import plain_value
 
 __all__ = ["FORMAT", "SHARED", "check_group", "check_params", "check_parts", "check_state", "check_values"]
 
@@ -36,7 +36,10 @@ _RANGES = (
 
 # The methods of each family of parts, and the class to derive a new member from.
 _FAMILIES = {
-    "direction": ("armijo.Direction", ("defaults", "validate", "moments", "search_direction", "update", "probes")),
+    "direction": (
+        "armijo.Direction",
+        ("defaults", "validate", "moments", "search_direction", "update", "record_step", "probes"),
+    ),
     "search": ("armijo.Search", ("initial_step_size", "defaults", "first_step_size", "search")),
     "selection": ("armijo.Selection", ("defaults", "blocks", "remember", "moved_before")),
     "merging": ("armijo.Merging", ("defaults", "propose")),
@@ -139,8 +142,7 @@ def check_values(group: Mapping[str, Any], direction: Direction, memory: Mapping
         if key != "max_step_size" and math.isinf(value):
             raise ConfigurationError(f"{key} is infinite; it must be a finite number.")
     for key in memory:
-        if not is_memory_value(group[key], memory[key]):
-            raise ConfigurationError(f"{key} is {group[key]!r}; it must be of the same kind as {memory[key]!r}.")
+        plain_value(key, group[key], memory[key])
     direction.validate(group)
 
 

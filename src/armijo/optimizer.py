@@ -229,7 +229,7 @@ class LineSearch(Optimizer):
         self.register_observer(HealthMonitor(maximize=self.param_groups[0]["maximize"]))
 
     def register_observer(self, observer: Observer) -> RemovableHandle:
-        """Call `observer(report)` after each step.
+        """Call `observer(report)` after each step. Copies of the optimizer have no observers.
 
         Returns:
             A handle; `handle.remove()` ends the observation.

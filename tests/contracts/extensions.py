@@ -155,9 +155,9 @@ class NonMonotoneArmijo(Criterion):
 
 @dataclass(frozen=True)
 class BarzilaiBorwein(Guess):
-    """η = ⟨s, s⟩/⟨s, y⟩ along the last update, from numbers alone: η_k·S_k/(S_k - ⟨g_{k+1}, d_k⟩).
+    """η = ⟨s, s⟩/⟨s, y⟩ from numbers alone: η_k²·S_k/(η_k·S_k - ⟨g_{k+1}, v⟩) with the last step v = -s = η_k·g_k.
 
-    Needs `KeepLastUpdate` around a direction whose update is what it searches along, such as `GradientDirection`.
+    Needs `KeepLastStep(GradientDirection())`, with lr = 1.
     """
 
     initial: float = 0.1
@@ -170,17 +170,18 @@ class BarzilaiBorwein(Guess):
         return {"last_slope": 0.0}
 
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
-        change = memory["last_slope"] - line.derivatives["last_update"]
-        guess = step_size * memory["last_slope"] / change if change > 0 else step_size
+        promised = step_size * memory["last_slope"]
+        change = promised - line.derivatives["last_step"]
+        guess = step_size * promised / change if change > 0 else step_size
         memory["last_slope"] = line.slope
         return min(max(guess, 0.1 * step_size), 10 * step_size, self.largest)
 
 
 @dataclass(frozen=True)
 class LearnedRatios(Guess):
-    """A component's step size grows while the new batch still descends along its last update, and shrinks otherwise.
+    """A component's step size grows while the new batch still descends along its last step, and shrinks otherwise.
 
-    ⟨g_{k+1}, u_k⟩/⟨g_k, d_k⟩ needs no forward pass; with `Jointly` the step sizes of the components keep these ratios.
+    ⟨g_{k+1}, v_k⟩/(η_k·⟨g_k, d_k⟩) needs no forward pass; with `Jointly` the step sizes keep these ratios.
     """
 
     initial: float = 0.1
@@ -193,10 +194,10 @@ class LearnedRatios(Guess):
         return {"slope_before": 0.0}
 
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
-        before, memory["slope_before"] = memory["slope_before"], line.slope
-        if before <= 0:
+        promised, memory["slope_before"] = step_size * memory["slope_before"], line.slope
+        if promised <= 0:
             return step_size
-        kept = max(-1.0, min(1.0, line.derivatives["last_update"] / before))
+        kept = max(-1.0, min(1.0, line.derivatives["last_step"] / promised))
         return step_size * math.exp(self.rate * kept)
 
 
@@ -205,7 +206,7 @@ class JudgedByNextBatch(Search):
     """One trial ahead, one look back: the new batch at the point before the last step judges that step.
 
     R = (f_{k+1}(w_k) - f_{k+1}(w_{k+1}))/(η_k·S_k) is the last step's gain on a batch that it has not seen. Needs
-    `KeepLastUpdate` around a direction whose update is what it searches along.
+    `KeepLastStep` around a direction whose update is what it searches along.
     """
 
     inner: Backtracking = Backtracking()  # noqa: RUF009 (frozen)
@@ -214,18 +215,17 @@ class JudgedByNextBatch(Search):
         return self.inner.initial_step_size()
 
     def defaults(self) -> Memory:
-        return {**self.inner.defaults(), "last_step_size": 0.0, "judged_slope": 0.0, "mean_gain": 0.5}
+        return {**self.inner.defaults(), "promised": 0.0, "mean_gain": 0.5}
 
     def first_step_size(self, step_size: float, line: Line, memory: Memory) -> float:
         return self.inner.first_step_size(step_size, line, memory)
 
     def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
-        promised = memory["last_step_size"] * memory["judged_slope"]
-        if promised > 0:
-            before = evaluate(-memory["last_step_size"], along="last_update")
-            memory["mean_gain"] = 0.7 * memory["mean_gain"] + 0.3 * (before - line.loss) / promised
+        if memory["promised"] > 0:
+            before = evaluate(-1.0, along="last_step")
+            memory["mean_gain"] = 0.7 * memory["mean_gain"] + 0.3 * (before - line.loss) / memory["promised"]
         outcome = self.inner.search(line, first if memory["mean_gain"] > 0.05 else 0.5 * first, evaluate, memory)
-        memory["last_step_size"], memory["judged_slope"] = outcome.step_size, line.slope
+        memory["promised"] = outcome.step_size * line.slope
         return outcome
 
 

@@ -14,8 +14,8 @@ DIRECTIONS = [
     armijo.AdamDirection(),
     armijo.AdamDirection((0.5, 0.9), 1e-3),
     armijo.AdamDirection((0.0, 0.999)),
-    armijo.KeepLastUpdate(armijo.GradientDirection()),
-    armijo.KeepLastUpdate(armijo.AdamDirection()),
+    armijo.KeepLastStep(armijo.GradientDirection()),
+    armijo.KeepLastStep(armijo.AdamDirection()),
     Lion(),
     AdaBelief(),
 ]
@@ -98,14 +98,33 @@ def test_the_commit_writes_the_moments_in_place(direction: Any) -> None:
     assert all(state.keys() == {"step", *direction.moments(g)} for state, g in zip(states, grads, strict=True))
 
 
-def test_the_last_update_is_kept() -> None:
-    direction, grads = armijo.KeepLastUpdate(armijo.AdamDirection()), tensors(0)
-    group, states = direction.defaults(), fresh(direction, grads)
-    assert all(not v.any() for v in direction.probes(states, group)["last_update"])
-    for state in states:
-        state["step"] += 1
-    updates = direction.update(grads, states, direction.search_direction(grads, states, group), group)
-    assert all(map(torch.equal, direction.probes(states, group)["last_update"], updates))
+@every("lr", [1.0, 0.5])
+def test_the_last_step_is_kept_and_leads_back(lr: float) -> None:
+    weights = [p.requires_grad_() for p in tensors(3)]
+    looked: list[tuple[float, float]] = []
+
+    class LooksBack(armijo.Backtracking):
+        def search(self, line: Any, first: float, evaluate: Any, memory: Any) -> armijo.Outcome:
+            looked.append((evaluate(-1.0, along="last_step"), line.derivatives["last_step"]))
+            return armijo.Backtracking.search(self, line, first, evaluate, memory)
+
+    optimizer = armijo.LineSearch(
+        [{"params": [w]} for w in weights],
+        direction=armijo.KeepLastStep(armijo.AdamDirection()),
+        search=LooksBack(),
+        lr=lr,
+    )
+    points: list[list[torch.Tensor]] = []
+    for k in range(4):
+        points.append([w.detach().clone() for w in weights])
+        optimizer.step(lambda k=k: sum(((w - k) ** 2).sum() for w in weights))
+        if k == 0:
+            assert looked[-1][1] == 0.0
+            continue
+        earlier, now = points[-2:]
+        assert looked[-1][0] == pytest.approx(sum(float(((w - k) ** 2).sum()) for w in earlier), rel=1e-12)
+        expected = slope([2 * (w - k) for w in now], [e - n for e, n in zip(earlier, now, strict=True)])
+        assert looked[-1][1] == pytest.approx(expected, rel=1e-10)
 
 
 @every("maximize", [False, True])
@@ -116,11 +135,11 @@ def test_the_last_update_is_kept() -> None:
         (armijo.GradientDirection(), 0.0, torch.optim.SGD),
         (HeavyBall(), 0.0, partial(torch.optim.SGD, momentum=0.9)),
         (armijo.AdamDirection(), 0.0, torch.optim.Adam),
-        (armijo.KeepLastUpdate(armijo.AdamDirection()), 0.0, torch.optim.Adam),
+        (armijo.KeepLastStep(armijo.AdamDirection()), 0.0, torch.optim.Adam),
         (armijo.AdamDirection(), 0.1, torch.optim.AdamW),
         (armijo.AdamDirection((0.7, 0.95), 1e-4), 0.1, partial(torch.optim.AdamW, betas=(0.7, 0.95), eps=1e-4)),
     ],
-    ids=["SGD", "SGD with momentum", "Adam", "Adam, its last update kept", "AdamW", "AdamW with other betas"],
+    ids=["SGD", "SGD with momentum", "Adam", "Adam, its last step kept", "AdamW", "AdamW with other betas"],
 )
 def test_with_a_fixed_step_size_it_is_torchs_own(
     direction: Any, weight_decay: float, reference: Any, maximize: bool

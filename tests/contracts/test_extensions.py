@@ -48,15 +48,15 @@ EXTENDED: dict[str, dict[str, Any]] = {
     "smoothed, in a cycle": {"search": armijo.Backtracking(SmoothedArmijo()), "selection": armijo.Cycle(2)},
     "non-monotone": {"search": armijo.Backtracking(NonMonotoneArmijo()), "direction": Gradient()},
     "Barzilai-Borwein": {
-        "direction": armijo.KeepLastUpdate(Gradient()),
+        "direction": armijo.KeepLastStep(Gradient()),
         "search": armijo.Backtracking(guess=BarzilaiBorwein()),
     },
     "learned ratios": {
-        "direction": armijo.KeepLastUpdate(armijo.AdamDirection((0.0, 0.999))),
+        "direction": armijo.KeepLastStep(armijo.AdamDirection((0.0, 0.999))),
         "search": armijo.Backtracking(guess=LearnedRatios()),
     },
     "judged by the next batch": {
-        "direction": armijo.KeepLastUpdate(armijo.AdamDirection((0.0, 0.999))),
+        "direction": armijo.KeepLastStep(armijo.AdamDirection((0.0, 0.999))),
         "search": JudgedByNextBatch(),
         "partition": armijo.Together(),
     },
@@ -215,7 +215,7 @@ def test_a_nonfinite_step_leaves_the_memory_as_it_was() -> None:
 def test_components_searched_together_share_what_the_search_remembers_and_keep_what_the_guess_does() -> None:
     problem = Problem()
     search = armijo.Backtracking(SmoothedArmijo(), BarzilaiBorwein())
-    optimizer = line_search(problem, direction=armijo.KeepLastUpdate(Gradient()), search=search)
+    optimizer = line_search(problem, direction=armijo.KeepLastStep(Gradient()), search=search)
     for _ in range(3):
         optimizer.step(problem.closure())
     assert len({group["mean_decrease"] for group in optimizer.param_groups}) == 1
@@ -336,14 +336,14 @@ def test_two_parts_with_one_name_are_refused() -> None:
 @every(
     ("parts", "words"),
     [
-        ({"search": armijo.Backtracking(guess=KeepsTensors())}, r"remembered last.*float\(tensor\)"),
-        ({"search": armijo.Backtracking(guess=Undeclared())}, "names and of the kinds in its defaults"),
+        ({"search": armijo.Backtracking(guess=KeepsTensors())}, r"last is tensor.*float\(tensor\)"),
+        ({"search": armijo.Backtracking(guess=Undeclared())}, r"a name that no defaults\(\) declares"),
         ({"search": armijo.Backtracking(guess=Backwards())}, "must be a positive number"),
         ({"selection": Twice()}, "no place occurs twice"),
         ({"selection": Elsewhere()}, r"places in 0\.\.3"),
         ({"search": Endless(1.0)}, "must be a finite number"),
         ({"merging": Hasty()}, "kept < absorbed"),
-        ({"search": JudgedByNextBatch()}, "last_update"),
+        ({"search": JudgedByNextBatch()}, "last_step"),
     ],
 )
 def test_a_part_that_answers_nonsense_is_named_and_nothing_is_written(parts: Any, words: str) -> None:

@@ -192,7 +192,7 @@ def _damaged() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "a label of nothing": (change(component=None), '"component" is None'),
         "an lr of None": (change(lr=None), "lr is None"),
         "half a count": (change(steps=2.5), "steps is 2.5; it must be a count"),
-        "half a place": (change(cycle_place=0.5), "cycle_place is 0.5; it must be of the same kind as 0"),
+        "half a place": (change(cycle_place=0.5), "cycle_place is 0.5, where defaults"),
         "a place in words": (change(cycle_place="x"), "cycle_place is 'x'"),
         "groups that disagree": (change(steps=999), "steps is 999; it must be a count, alike"),
         "one group maximizes": (change(maximize=True), "One group maximizes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -35,8 +36,9 @@ class Merging(Protocol):
         """The numbers that the merging remembers from step to step, with their first values; none by default."""
         return {}
 
+    @abstractmethod
     def propose(self, step_sizes: Sequence[float], memory: Memory) -> Merge | None:
-        """Propose at most one merge.
+        """Propose at most one merge. Called after each step, except where the loss is not finite.
 
         Args:
             step_sizes: η of every component, by place.

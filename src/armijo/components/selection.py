@@ -6,6 +6,7 @@ the block stays at the current parameters meanwhile. Components in no block move
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +27,7 @@ class Selection(Protocol):
         """The numbers that the selection remembers from step to step, with their first values; none by default."""
         return {}
 
+    @abstractmethod
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
         """The blocks to search at this step, in order; possibly none.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -36,6 +37,7 @@ class Direction(Protocol):
         """Fresh moments of one parameter, all zero, of its shape, dtype and device; none by default."""
         return {}
 
+    @abstractmethod
     def search_direction(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
         """The directions d to search along.
 
@@ -49,10 +51,14 @@ class Direction(Protocol):
         """
         ...
 
+    @abstractmethod
     def update(
         self, grads: Tensors, states: list[ParameterState], scratch: Tensors, group: Mapping[str, Any]
     ) -> Tensors:
         """Take the gradients into the moments and return the updates u to apply.
+
+        The only method of a part that runs in the commit: what it raises cannot be undone. The updates have the
+        lengths of the search directions, for which the step size was found: a momentum is an average, not a sum.
 
         Args:
             grads: the gradients, one for each parameter; not to be changed.
@@ -61,6 +67,16 @@ class Direction(Protocol):
             group: the parameter group.
         """
         ...
+
+    def record_step(self, states: list[ParameterState], updates: Tensors, step_size: float) -> None:
+        """Called in the commit with the step that was taken, w ← w - step_size·u, where step_size = lr·η.
+
+        Args:
+            states: the parameters' states, which may be written.
+            updates: the updates u; not to be changed.
+            step_size: ≥ 0, and 0 where the component stayed. Weight decay is not included.
+        """
+        return
 
     def probes(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
         """Further vectors v, by name: each search gets ⟨∇f(w), v⟩ in `Line.derivatives`, and may evaluate along them.

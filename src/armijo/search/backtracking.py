@@ -97,7 +97,14 @@ class Backtracking(_Contraction):
         (<Status.ACCEPTED: 'accepted'>, 12, True)
     """
 
-    def find(self, line: Line, first: float, evaluate: Evaluate, violation: Callable[[float, float], float]) -> Outcome:
+    def find(
+        self,
+        line: Line,
+        first: float,
+        evaluate: Evaluate,
+        violation: Callable[[float, float], float],
+        memory: Memory,
+    ) -> Outcome:
         """Contract until the criterion is met, then tighten a wide bracket."""
         step_size, rejected, trials = first, first, 0
         while True:
@@ -147,7 +154,14 @@ class PaperBacktracking(_Contraction):
         """The guess's, whatever the slope."""
         return self.guess.next(step_size, line, memory)
 
-    def find(self, line: Line, first: float, evaluate: Evaluate, violation: Callable[[float, float], float]) -> Outcome:
+    def find(
+        self,
+        line: Line,
+        first: float,
+        evaluate: Evaluate,
+        violation: Callable[[float, float], float],
+        memory: Memory,
+    ) -> Outcome:
         """Contract by the same factor until the criterion is met or the trials are used up."""
         step_size = first
         for _ in range(self.max_trials):

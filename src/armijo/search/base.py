@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import ClassVar, Protocol
 
 from armijo.errors import ConfigurationError
@@ -23,6 +25,7 @@ class Search(Protocol):
     by a criterion, from this class for any other.
     """
 
+    @abstractmethod
     def initial_step_size(self) -> float:
         """The step size of a component that has made no step yet, > 0."""
         ...
@@ -31,8 +34,9 @@ class Search(Protocol):
         """The numbers to remember for each component, with their first values; none by default."""
         return {}
 
+    @abstractmethod
     def first_step_size(self, step_size: float, line: Line, memory: Memory) -> float:
-        """The step size to try first, > 0. Called for each component at each step, searched or not.
+        """The step size to try first, > 0 and finite. Called for each component at each step, searched or not.
 
         Args:
             step_size: η as the component last used it, > 0.
@@ -41,6 +45,7 @@ class Search(Protocol):
         """
         ...
 
+    @abstractmethod
     def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
         """Search along a line.
 
@@ -49,7 +54,7 @@ class Search(Protocol):
             first: the step size to try first, > 0.
             evaluate: evaluates one trial.
             memory: the values of `defaults()`; may be written to. Of several components it is the first one's, and
-                what the search changes in it is written to all of them.
+                what the search writes is written to all of them.
         """
         ...
 
@@ -78,10 +83,19 @@ class CriterionSearch(ABC, Search):
     least_slope: float = field(default=1e-8, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.criterion.two_sided and not self.lengthens:
+        for name, part, family, methods in (
+            ("criterion", self.criterion, "armijo.Criterion", ("defaults", "violation", "remember")),
+            ("guess", self.guess, "armijo.Guess", ("initial_step_size", "defaults", "next", "remember")),
+        ):
+            if isinstance(part, type) or not all(callable(getattr(part, method, None)) for method in methods):
+                raise ConfigurationError(
+                    f"The {name} of {type(self).__name__} is {part!r}; pass an instance of a class derived from "
+                    f"{family}."
+                )
+        if getattr(self.criterion, "two_sided", False) and not self.lengthens:
             raise ConfigurationError(
                 f"{type(self).__name__} only shortens steps, and {self.criterion!r} may ask for a longer one. Use "
-                "Bracketing(criterion=...)."
+                "Bracketing(criterion=...), or set lengthens = True in a search of your own that can lengthen."
             )
         self.defaults()
 
@@ -105,16 +119,40 @@ class CriterionSearch(ABC, Search):
             return Outcome(first, Status.SKIPPED)
 
         def violation(step_size: float, loss: float) -> float:
-            return self.criterion.violation(line, Trial(step_size, loss), memory)
+            return self._checked(self.criterion.violation(line, Trial(step_size, loss), memory))
 
-        outcome = self.find(line, first, evaluate, violation)
-        trial = None if outcome.loss is None else Trial(outcome.step_size, outcome.loss)
+        outcome = self.find(line, first, evaluate, violation, memory)
+        if not isinstance(outcome, Outcome):
+            raise ConfigurationError(f"{type(self).__name__}.find returned {outcome!r}; it must return an Outcome.")
+        trial = None
+        if outcome.status is Status.ACCEPTED and outcome.loss is not None:
+            trial = Trial(outcome.step_size, outcome.loss)
         self.criterion.remember(line, trial, memory)
         self.guess.remember(line, trial, memory)
         return outcome
 
+    def _checked(self, violation: object) -> float:
+        if not isinstance(violation, Real) or isinstance(violation, bool) or math.isnan(violation):
+            raise ConfigurationError(
+                f"{self.criterion!r} answered {violation!r}. A violation is a number: 0 if the trial suffices, > 0 if "
+                "the step is too long."
+            )
+        if violation < 0 and not getattr(self.criterion, "two_sided", False):
+            raise ConfigurationError(
+                f"{self.criterion!r} answered {violation}, which means too short. Answer max(0.0, ...), or set "
+                "two_sided = True and use Bracketing."
+            )
+        return float(violation)
+
     @abstractmethod
-    def find(self, line: Line, first: float, evaluate: Evaluate, violation: Callable[[float, float], float]) -> Outcome:
+    def find(
+        self,
+        line: Line,
+        first: float,
+        evaluate: Evaluate,
+        violation: Callable[[float, float], float],
+        memory: Memory,
+    ) -> Outcome:
         """Find a step size that suffices.
 
         Args:
@@ -122,6 +160,7 @@ class CriterionSearch(ABC, Search):
             first: the step size to try first, > 0.
             evaluate: evaluates one trial.
             violation: the criterion's verdict on a trial, from its step size and loss.
+            memory: the values of `defaults()`; may be written to.
         """
 
 

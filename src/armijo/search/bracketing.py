@@ -10,6 +10,7 @@ from typing import ClassVar
 from armijo.errors import ConfigurationError
 from armijo.search.base import CriterionSearch, failed_outcome
 from armijo.search.criteria import Criterion, Goldstein
+from armijo.search.memory import Memory
 from armijo.search.values import Evaluate, Line, Outcome, Status
 
 __all__ = ["Bracketing"]
@@ -53,7 +54,14 @@ class Bracketing(CriterionSearch):
         if self.max_trials < 1:
             raise ConfigurationError(f"max_trials is {self.max_trials}; a search needs at least one trial.")
 
-    def find(self, line: Line, first: float, evaluate: Evaluate, violation: Callable[[float, float], float]) -> Outcome:
+    def find(
+        self,
+        line: Line,
+        first: float,
+        evaluate: Evaluate,
+        violation: Callable[[float, float], float],
+        memory: Memory,
+    ) -> Outcome:
         """Bracket, then bisect on the logarithm."""
         step_size, short, long = first, 0.0, math.inf
         for _ in range(self.max_trials):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -26,11 +27,13 @@ class Criterion(Protocol):
         """The numbers that the criterion remembers from step to step, with their first values; none by default."""
         return {}
 
+    @abstractmethod
     def violation(self, line: Line, trial: Trial, memory: Memory) -> float:
         """How far the trial is from sufficing, in units of the loss.
 
         Returns:
-            0 if the trial suffices, > 0 if the step is too long, < 0 if it is too short. `inf` if the loss is NaN.
+            0 if the trial suffices, > 0 if the step is too long, < 0 if it is too short (two-sided criteria alone).
+            Not NaN: `inf` where a comparison is undefined.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ class Guess(Protocol):
     Derive from this class to write a guess; only `initial_step_size` and `next` have to be written.
     """
 
+    @abstractmethod
     def initial_step_size(self) -> float:
         """The step size of a component that has made no step yet, > 0."""
         ...
@@ -27,8 +29,12 @@ class Guess(Protocol):
         """The numbers that the guess remembers for each component, with their first values; none by default."""
         return {}
 
+    @abstractmethod
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
-        """The first step size to try, > 0 and finite. Called for each component at each step, searched or not.
+        """The first step size to try, > 0 and finite.
+
+        Called for each component at each step, searched or not, except where the slope is below the search's
+        `least_slope` or the loss is not finite.
 
         Args:
             step_size: η as the component last used it, > 0.

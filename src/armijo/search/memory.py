@@ -9,12 +9,12 @@ forgotten if the step is not.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 from armijo.errors import ConfigurationError
 
-__all__ = ["Memory", "Remembers", "combine_memory", "copy_memory", "is_memory_value"]
+__all__ = ["Memory", "Remembers", "ScratchMemory", "combine_memory", "copy_memory", "plain_value"]
 
 Memory = dict[str, Any]
 """Numbers, or lists of numbers, by name."""
@@ -42,11 +42,10 @@ def combine_memory(*parts: Remembers) -> Memory:
                     f"Two parts of the optimizer remember {name!r}, the second is {part!r}. Give one of them another "
                     "name in its defaults()."
                 )
-            if not is_memory_value(value, value):
-                raise ConfigurationError(
-                    f"{part!r} remembers {name} = {value!r}. Checkpoints keep numbers and lists of numbers only."
-                )
-            combined[name] = value
+            try:
+                combined[name] = plain_value(name, value, value)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{part!r} cannot be used: {error}") from None
     return combined
 
 
@@ -55,8 +54,56 @@ def copy_memory(source: Mapping[str, Any], names: Mapping[str, Any]) -> Memory:
     return {name: list(source[name]) if isinstance(source[name], list) else source[name] for name in names}
 
 
-def is_memory_value(value: object, default: object) -> bool:
-    """Whether a value is of the kind of its default: a list of numbers, an integer, or any real number."""
+def plain_value(name: str, value: Any, default: Any) -> Any:
+    """A value to remember, as Python's own float, int or list: NumPy's cannot be loaded with `weights_only=True`.
+
+    Raises:
+        ConfigurationError: the value is not of the kind of its default.
+    """
     if isinstance(default, list):
-        return isinstance(value, list) and all(isinstance(item, Real) for item in value)
-    return isinstance(value, int if isinstance(default, int) else Real)
+        if isinstance(value, list) and all(isinstance(item, Real) for item in value):
+            return [int(item) if isinstance(item, Integral) else float(item) for item in value]
+        raise ConfigurationError(f"{name} is {value!r}; it must be a list of numbers, as in defaults().")
+    if isinstance(default, Integral) and isinstance(value, Integral):
+        return int(value)
+    if isinstance(default, Real) and not isinstance(default, Integral) and isinstance(value, Real):
+        return float(value)
+    if isinstance(default, Integral) and isinstance(value, Real):
+        raise ConfigurationError(
+            f"{name} is {value!r}, where defaults() has the integer {default}; write {default}.0 there."
+        )
+    raise ConfigurationError(
+        f"{name} is {value!r}; numbers and lists of numbers can be remembered, of the kind in defaults(). Of a tensor "
+        "keep float(tensor)."
+    )
+
+
+class ScratchMemory(dict[str, Any]):
+    """A copy of what is remembered, for one search: it knows what the search has written.
+
+    Args:
+        values: the values to begin with.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(copy_memory(values, values))
+        self._lists = {name: list(value) for name, value in values.items() if isinstance(value, list)}
+        self._written: set[str] = set()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        self._written.add(name)
+
+    def update(self, *args: Any, **values: Any) -> None:
+        """Write several values."""
+        for name, value in dict(*args, **values).items():
+            self[name] = value
+
+    @property
+    def written(self) -> Memory:
+        """The values that were written, lists that were changed in place included."""
+        return {
+            name: value
+            for name, value in self.items()
+            if name in self._written or (name in self._lists and value != self._lists[name])
+        }

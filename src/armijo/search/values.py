@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-__all__ = ["Evaluate", "Line", "Outcome", "SearchResult", "Status", "Trial"]
+from armijo.errors import ConfigurationError
+
+__all__ = ["Derivatives", "Evaluate", "Line", "Outcome", "SearchResult", "Status", "Trial"]
 
 
 class Evaluate(Protocol):
@@ -18,9 +20,10 @@ class Evaluate(Protocol):
         """Evaluate one trial.
 
         Args:
-            step_size: η, finite. Negative values go back along a vector that was followed earlier.
+            step_size: η, finite.
             along: the name of another vector v to move along, f(w - η·v), one that the direction's `probes` returns.
-                By default the search direction d.
+                All components of the block move by η·v. By default the search direction d, of which component l of a
+                block moves by η·r_l·d_l.
 
         Returns:
             The loss; `inf` where it is not finite.
@@ -47,12 +50,22 @@ class Status(StrEnum):
     """No trial satisfied the criterion, and the loss at η = 0 was not the one the step began with."""
 
 
+class Derivatives(dict[str, float]):
+    """⟨∇f(w), v⟩ by the name of v; a name that the direction does not provide raises a sentence."""
+
+    def __missing__(self, name: str) -> float:
+        raise ConfigurationError(
+            f"The direction provides no probe {name!r} (its probes: {', '.join(self) or 'none'}). Use "
+            "direction=KeepLastStep(...) for 'last_step'."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A ray from the current parameters: the loss at its start, and how fast it falls there.
 
     Args:
-        loss: f(w), finite.
+        loss: f(w), finite; negated where the optimizer maximizes, as are all losses that a search sees.
         slope: S = ⟨∇f(w), d⟩, the decrease per unit of step size along -d. Negative where d is no direction of
             descent. For a block of components that move with η·r_l it is Σ_l r_l·S_l.
         resolution: the smallest difference of losses that their number format can show near f(w), u·|f(w)| with the
@@ -65,7 +78,7 @@ class Line:
     slope: float
     resolution: float = 0.0
     longest: float = math.inf
-    derivatives: Mapping[str, float] = field(default_factory=dict, hash=False)
+    derivatives: Mapping[str, float] = field(default_factory=lambda: Derivatives(), hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,7 @@ class Trial:
     """One evaluated point of a line.
 
     Args:
-        step_size: η ≥ 0.
+        step_size: η.
         loss: f(w - η·d); `inf` where it was not finite.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from armijo.errors import ConfigurationError
 from armijo.evaluation.objective import Objective
 from armijo.evaluation.reduction import align_gradient, count_shards, local_shard
 from armijo.search.memory import Memory, copy_memory
-from armijo.search.values import Line
+from armijo.search.values import Derivatives, Line
 
 if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
@@ -93,7 +94,7 @@ class ComponentLine:
             names = sorted({name for group in self.groups for name in group.probes})
             raise ConfigurationError(
                 f"The search evaluates along {along!r}, which the direction does not provide (its probes: "
-                f"{', '.join(names) or 'none'}). Use direction=KeepLastUpdate(...) for 'last_update'."
+                f"{', '.join(names) or 'none'}). Use direction=KeepLastStep(...) for 'last_step'."
             )
         return [vector for group in self.groups for vector in group.probes[along]]
 
@@ -143,21 +144,23 @@ def compute_lines(optimizer: LineSearch, objective: Objective) -> list[Component
             slope=_sum(slopes[index] for index in component.groups),
             resolution=resolution,
             longest=min(cap, reach),
-            derivatives={
-                name: _sum(along[index] for index in component.groups)
-                for name, along in zip(probe_names, derivatives, strict=True)
-            },
+            derivatives=Derivatives(
+                {
+                    name: _sum(along[index] for index in component.groups)
+                    for name, along in zip(probe_names, derivatives, strict=True)
+                }
+            ),
         )
         memory = copy_memory(members[0].group, names)
         first = previous = float(members[0].group["step_size"])
         if finite:
             first = optimizer.search.first_step_size(previous, line, memory)
-        if not first > 0:
+        if not (isinstance(first, Real | torch.Tensor) and 0 < float(first) < math.inf):
             raise ConfigurationError(
                 f"{optimizer.search!r} starts at the step size {first}, after {previous}. A first step size must be a "
-                "positive number."
+                "positive number, and finite."
             )
-        lines.append(ComponentLine(component, members, line, cap, reach, previous, min(first, cap), memory))
+        lines.append(ComponentLine(component, members, line, cap, reach, previous, min(float(first), cap), memory))
     return lines
 
 

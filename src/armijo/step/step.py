@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,8 +19,8 @@ from armijo.evaluation.objective import Closure, Objective
 from armijo.evaluation.reduction import Reduction
 from armijo.interrupts import Interrupts
 from armijo.observers.report import ComponentReport, SearchReport, StepReport
-from armijo.search.memory import Memory, copy_memory, is_memory_value
-from armijo.search.values import SearchResult, Status, Trial
+from armijo.search.memory import Memory, ScratchMemory, copy_memory, plain_value
+from armijo.search.values import Derivatives, Outcome, SearchResult, Status, Trial
 from armijo.snapshot import Snapshot, Tensors
 from armijo.step.baseline import evaluate_baseline
 from armijo.step.guards import WriteGuard, parameters_of
@@ -132,9 +132,8 @@ def _search(
         return Plan(tuple(Decision(each.previous, 0.0, Status.NONFINITE) for each in lines), memory)
     decisions = [Decision(each.first, each.first, Status.UNSEARCHED) for each in lines]
     searches: list[SearchResult] = []
-    blocks = optimizer.selection.blocks([each.line for each in lines], first_group["steps"], memory)
-    _check_blocks(optimizer, blocks, len(lines))
-    for block in blocks:
+    selected = optimizer.selection.blocks([each.line for each in lines], first_group["steps"], memory)
+    for block in _checked_blocks(optimizer, selected, len(lines)):
         moved = {
             place: (decisions[place].applied, lines[place].preview_updates(optimizer.direction))
             for place in optimizer.selection.moved_before(block)
@@ -171,9 +170,9 @@ def _search_block(
         one.line,
         slope=sum((ratios[place] * each.line.slope for place, each in block.items()), 0.0),
         longest=min([reach, *(each.cap / ratios[place] for place, each in block.items() if ratios[place] > 0)]),
-        derivatives={
-            name: sum((each.line.derivatives[name] for each in block.values()), 0.0) for name in one.line.derivatives
-        },
+        derivatives=Derivatives(
+            {name: sum((each.line.derivatives[name] for each in block.values()), 0.0) for name in one.line.derivatives}
+        ),
     )
     trials: list[Trial] = []
 
@@ -185,28 +184,25 @@ def _search_block(
         evaluate_at = _evaluator(optimizer, objective, interrupts, snapshot)
 
         def evaluate(step_size: float, along: str | None = None) -> float:
+            step_size = float(step_size)
             if math.isnan(step_size):
                 raise ConfigurationError(f"{optimizer.search!r} tried the step size NaN; trials need a number.")
             loss = math.inf
             if abs(step_size) <= reach:
-                sizes = scaled(step_size)
+                sizes = scaled(step_size) if along is None else dict.fromkeys(block, step_size)
                 moves = {place: (sizes[place], each.vectors(along)) for place, each in block.items()}
                 loss = evaluate_at({**moved, **moves})
             if along is None:
                 trials.append(Trial(step_size, loss))
             return loss
 
-        memory = dict(one.memory)
-        outcome = optimizer.search.search(line, first, evaluate, memory)
-    if not 0 <= outcome.step_size < math.inf:
-        raise ConfigurationError(
-            f"{optimizer.search!r} found the step size {outcome.step_size}. It must be a finite number, 0 to stay."
-        )
-    changed = {name: value for name, value in memory.items() if value != one.memory.get(name)}
+        memory = ScratchMemory(one.memory)
+        outcome = _checked_outcome(optimizer, optimizer.search.search(line, first, evaluate, memory), trials)
+    written = memory.written
     decided: dict[int, Decision] = {}
     for place, step_size in scaled(outcome.step_size).items():
         each, n_trials = block[place], start[place].trials + len(trials)
-        each.memory.update(copy_memory(changed, changed))
+        each.memory.update(copy_memory(written, written))
         if step_size > 0:
             decided[place] = Decision(step_size, step_size, outcome.status, n_trials, outcome.loss)
         elif outcome.step_size == 0:
@@ -235,13 +231,38 @@ def _evaluator(
     return evaluate
 
 
-def _check_blocks(optimizer: LineSearch, blocks: Sequence[Sequence[int]], n: int) -> None:
+def _checked_blocks(optimizer: LineSearch, selected: Any, n: int) -> tuple[tuple[int, ...], ...]:
+    try:
+        blocks = tuple(tuple(block) for block in selected)
+    except TypeError:
+        raise ConfigurationError(
+            f"{optimizer.selection!r} selected {selected!r}. It must return a tuple of blocks, each a tuple of places, "
+            "for instance ((0, 1),)."
+        ) from None
     for block in blocks:
         if not block or len(set(block)) != len(block) or not set(block) <= set(range(n)):
             raise ConfigurationError(
                 f"{optimizer.selection!r} selected the block {block}. A block is a tuple of places in 0..{n - 1}, at "
                 "least one, and no place occurs twice in it."
             )
+    return blocks
+
+
+def _checked_outcome(optimizer: LineSearch, outcome: Any, trials: Sequence[Trial]) -> Outcome:
+    if not isinstance(outcome, Outcome) or not isinstance(outcome.status, Status):
+        raise ConfigurationError(f"{optimizer.search!r} returned {outcome!r}; it must return an Outcome with a Status.")
+    step_size = float(outcome.step_size)
+    if not 0 <= step_size < math.inf:
+        raise ConfigurationError(
+            f"{optimizer.search!r} found the step size {step_size}. It must be a finite number, 0 to stay."
+        )
+    if outcome.status is Status.ACCEPTED and all(trial.step_size != step_size for trial in trials):
+        raise ConfigurationError(f"{optimizer.search!r} accepted the step size {step_size}, which it did not evaluate.")
+    if outcome.status is Status.NONFINITE:
+        raise ConfigurationError(
+            f"{optimizer.search!r} returned the status nonfinite, which is for the start of a step; return exhausted."
+        )
+    return replace(outcome, step_size=step_size)
 
 
 # --------------------------------------------------------------------------------------------------------------- decide
@@ -260,18 +281,20 @@ def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
                     "number format can hold. Cap it with max_step_size."
                 )
     merge = optimizer.merging.propose([decision.step_size for decision in plan.decisions], plan.memory)
-    if merge is not None and not (0 <= merge.kept < merge.absorbed < len(lines) and merge.step_size > 0):
-        raise ConfigurationError(
-            f"{optimizer.merging!r} proposed {merge}. It needs 0 ≤ kept < absorbed < {len(lines)} and a step size > 0."
-        )
+    if merge is not None:
+        whole = isinstance(merge, Merge) and isinstance(merge.kept, int) and isinstance(merge.absorbed, int)
+        if not (whole and 0 <= merge.kept < merge.absorbed < len(lines) and 0 < merge.step_size < math.inf):
+            raise ConfigurationError(
+                f"{optimizer.merging!r} proposed {merge!r}. It must be a Merge with places 0 ≤ kept < absorbed < "
+                f"{len(lines)} and a finite step size > 0."
+            )
+        merge = replace(merge, step_size=float(merge.step_size))
     declared = optimizer.memory_defaults
     for memory in (plan.memory, *(each.memory for each in lines)):
         for name, value in memory.items():
-            if name not in declared or not is_memory_value(value, declared[name]):
-                raise ConfigurationError(
-                    f"A part of the optimizer remembered {name} = {value!r}. It may keep numbers and lists of numbers, "
-                    "under the names and of the kinds in its defaults(); of a tensor keep float(tensor)."
-                )
+            if name not in declared:
+                raise ConfigurationError(f"A part remembered {name} = {value!r}, a name that no defaults() declares.")
+            memory[name] = plain_value(name, value, declared[name])
     return replace(plan, merge=merge)
 
 
@@ -290,6 +313,7 @@ def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
             torch._foreach_add_([state["step"] for state in group.states], 1)
             updates = optimizer.direction.update(group.grads, group.states, group.directions, group.group)
             distance = group.lr * decision.applied
+            optimizer.direction.record_step(group.states, updates, distance)
             if distance == 0:
                 continue
             if group.weight_decay != 0:

@@ -15,7 +15,7 @@ from typing import Unpack
 from torch.optim.optimizer import ParamsT
 
 import armijo
-from armijo import paper
+from armijo import Memory, paper
 
 __all__ = ["MeasuredBacktracking", "ReleasedCycle", "ReleasedPLASLS"]
 
@@ -41,10 +41,15 @@ class MeasuredBacktracking(armijo.PaperBacktracking):
     """
 
     def find(
-        self, line: armijo.Line, first: float, evaluate: armijo.Evaluate, violation: Callable[[float, float], float]
+        self,
+        line: armijo.Line,
+        first: float,
+        evaluate: armijo.Evaluate,
+        violation: Callable[[float, float], float],
+        memory: Memory,
     ) -> armijo.Outcome:
         """Contract as the paper does, and measure the starting point if nothing passes."""
-        outcome = armijo.PaperBacktracking.find(self, line, first, evaluate, violation)
+        outcome = armijo.PaperBacktracking.find(self, line, first, evaluate, violation, memory)
         if outcome.status is armijo.Status.EXHAUSTED:
             evaluate(0.0)
         return outcome

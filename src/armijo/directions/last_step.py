@@ -1,0 +1,71 @@
+"""A direction that keeps its last step for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from armijo.directions.base import Direction, ParameterState, Tensors
+
+__all__ = ["KeepLastStep"]
+
+
+@dataclass(frozen=True)
+class KeepLastStep(Direction):
+    """Another direction, which keeps the last step v = lr·η_k·u_k = w_k - w_{k+1} as the probe `"last_step"`.
+
+    Parts that look back need it:
+
+    - `line.derivatives["last_step"]` is ⟨∇f_{k+1}(w_{k+1}), v⟩: the loss of the new batch still falls along the last
+      step where it is positive. It costs no forward pass.
+    - `evaluate(-1.0, along="last_step")` is f_{k+1}(w_k), the loss of the new batch at the point before the last step.
+      It costs one forward pass without gradients.
+
+    Before the first step, and where a component stayed, v is zero. Weight decay is not part of it. A parameter
+    without a gradient keeps the v of its last step. Memory: one tensor of its shape for each parameter.
+
+    Args:
+        direction: the direction to follow.
+    """
+
+    direction: Direction
+
+    def defaults(self) -> dict[str, Any]:
+        """Those of `direction`."""
+        return self.direction.defaults()
+
+    def validate(self, group: Mapping[str, Any]) -> None:
+        """Check as `direction` does."""
+        self.direction.validate(group)
+
+    def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Those of `direction`, and `last_step`."""
+        last = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return {**self.direction.moments(parameter), "last_step": last}
+
+    def search_direction(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
+        """That of `direction`."""
+        return self.direction.search_direction(grads, states, group)
+
+    def update(
+        self, grads: Tensors, states: list[ParameterState], scratch: Tensors, group: Mapping[str, Any]
+    ) -> Tensors:
+        """That of `direction`."""
+        return self.direction.update(grads, states, scratch, group)
+
+    def record_step(self, states: list[ParameterState], updates: Tensors, step_size: float) -> None:
+        """Write step_size·u into `last_step`."""
+        self.direction.record_step(states, updates, step_size)
+        last = [state["last_step"] for state in states]
+        if step_size == 0:
+            torch._foreach_zero_(last)
+        else:
+            torch._foreach_copy_(last, updates)
+            torch._foreach_mul_(last, step_size)
+
+    def probes(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
+        """Those of `direction`, and `last_step`."""
+        return {**self.direction.probes(states, group), "last_step": [state["last_step"] for state in states]}
