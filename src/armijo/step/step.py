@@ -96,6 +96,8 @@ def take_step(
     """
     baseline = evaluate_baseline(optimizer, closure, interrupts, reduction)
     objective = baseline.objective
+    # Known from here on, so that a later closure that fails before it reaches the model can still tell the others.
+    optimizer._reduction = objective.reduction
     with torch.no_grad():
         try:
             lines = compute_lines(optimizer, objective)
