@@ -41,7 +41,7 @@ _FAMILIES = {
         ("defaults", "validate", "moments", "search_direction", "update", "record_step", "probes"),
     ),
     "search": ("armijo.Search", ("initial_step_size", "defaults", "first_step_size", "search")),
-    "selection": ("armijo.Selection", ("defaults", "blocks", "remember", "moved_before")),
+    "selection": ("armijo.Selection", ("defaults", "blocks", "remember", "merged", "moved_before")),
     "merging": ("armijo.Merging", ("defaults", "propose")),
     "partition": ("armijo.Partition", ("components",)),
 }

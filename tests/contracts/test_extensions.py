@@ -240,6 +240,24 @@ def test_merging_keeps_the_memory_of_the_component_that_stays() -> None:
     assert merged[0]["mean_decrease"] == merged[1]["mean_decrease"]
 
 
+def test_a_cycle_takes_its_place_modulo_at_the_merge_and_not_later() -> None:
+    problem = Problem()
+    *groups, late = problem.groups()
+    optimizer = armijo.PLASLS(groups, selection=armijo.Cycle(0))
+    for _ in range(2):
+        optimizer.step(problem.closure())
+    assert optimizer.param_groups[0]["cycle_place"] == 2
+    optimizer.merging = armijo.MergeSmallest(1e9)
+    optimizer.param_groups[0]["cycle_place"] = 1
+    optimizer.step(problem.closure())  # place 1 is searched, 2 would be next, and two components are left
+    assert optimizer.param_groups[0]["cycle_place"] == 0
+    optimizer.add_param_group(late)
+    optimizer.merging = armijo.NeverMerge()
+    optimizer.step(problem.closure())
+    assert optimizer.report is not None
+    assert optimizer.report.searches[0].components == (optimizer.components[0].label,)
+
+
 def test_a_group_that_joins_a_component_takes_its_memory_over_and_another_starts_anew() -> None:
     problem = Problem()
     first, second, *others = problem.groups()

@@ -51,6 +51,10 @@ class Selection(Protocol):
         """
         return
 
+    def merged(self, n: int, memory: Memory) -> None:
+        """Called where two components become one, with the number n of components that are left."""
+        return
+
     def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
         """Places that have moved already, with their step sizes and updates, while `block` is searched.
 
@@ -101,10 +105,14 @@ class Cycle(_AfterJointSteps):
         n = len(lines)
         if step < self.joint_steps:
             return (tuple(range(n)),)
-        # Merging, or a user who relabels groups, may have left fewer components.
+        # A user who relabels groups may have left fewer components.
         place = memory["cycle_place"] % n
         memory["cycle_place"] = (place + 1) % n
         return ((place,),)
+
+    def merged(self, n: int, memory: Memory) -> None:
+        """Take the place modulo the new number of components."""
+        memory["cycle_place"] %= n
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,10 @@ class Every(Selection):
         """Hand the searches on, at the steps that the inner selection sees."""
         if searches:
             self.selection.remember(searches, memory)
+
+    def merged(self, n: int, memory: Memory) -> None:
+        """Hand the merge on."""
+        self.selection.merged(n, memory)
 
     def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
         """What the inner selection says."""

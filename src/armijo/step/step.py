@@ -291,6 +291,7 @@ def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
                 f"{len(lines)} and a finite step size > 0."
             )
         merge = replace(merge, step_size=float(merge.step_size))
+        optimizer.selection.merged(len(lines) - 1, plan.memory)
     declared = optimizer.memory_defaults
     for memory in (plan.memory, *(each.memory for each in lines)):
         for name, value in memory.items():
