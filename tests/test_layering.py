@@ -14,10 +14,11 @@ STDLIB, TORCH, ANY = "stdlib", "torch", "any"
 LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
     "armijo.errors": ((), STDLIB),
     "armijo.interrupts": ((), STDLIB),
-    "armijo.search": (("armijo.errors", "armijo.search"), STDLIB),
-    "armijo.components": (("armijo.errors", "armijo.search", "armijo.components"), STDLIB),
+    "armijo.families": (("armijo.errors",), STDLIB),
+    "armijo.search": (("armijo.errors", "armijo.families", "armijo.search"), STDLIB),
+    "armijo.components": (("armijo.errors", "armijo.families", "armijo.search", "armijo.components"), STDLIB),
     "armijo.evaluation": (("armijo.errors", "armijo.evaluation"), TORCH),
-    "armijo.directions": (("armijo.errors", "armijo.directions"), TORCH),
+    "armijo.directions": (("armijo.errors", "armijo.families", "armijo.directions"), TORCH),
     "armijo.snapshot": ((), TORCH),
     "armijo.checks": (("armijo.errors", "armijo.search", "armijo.directions"), TORCH),
     "armijo.observers.report": (("armijo.search",), STDLIB),
@@ -46,6 +47,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
         (
             "armijo.errors",
             "armijo.interrupts",
+            "armijo.families",
             "armijo.checks",
             "armijo.search",
             "armijo.components",

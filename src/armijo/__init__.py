@@ -36,7 +36,7 @@ from armijo.search.base import CriterionSearch, Search
 from armijo.search.bracketing import Bracketing
 from armijo.search.criteria import Armijo, Criterion, Goldstein
 from armijo.search.guesses import Growth, Guess
-from armijo.search.memory import Memory
+from armijo.search.memory import Memory, combine_memory
 from armijo.search.values import Evaluate, Line, Outcome, SearchResult, Status, Trial
 
 __version__ = "0.1.0"
@@ -95,6 +95,7 @@ __all__ = [
     "StepReport",
     "Together",
     "Trial",
+    "combine_memory",
     "paper",
     "read_steps",
     "split",

@@ -6,17 +6,18 @@ Every check runs before anything is changed, and its error says what to do.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from numbers import Real
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from armijo.directions.base import Direction
 from armijo.errors import ConfigurationError
 from armijo.search.memory import plain_value
 
-__all__ = ["FORMAT", "SHARED", "check_group", "check_params", "check_parts", "check_state", "check_values"]
+__all__ = ["FORMAT", "SHARED", "check_group", "check_moments", "check_params", "check_state", "check_values"]
 
 FORMAT = 2
 """The format of a saved state. It counts up when states of the version before can no longer be read."""
@@ -34,45 +35,11 @@ _RANGES = (
 )
 
 
-# The methods of each family of parts, and the class to derive a new member from.
-_FAMILIES = {
-    "direction": (
-        "armijo.Direction",
-        ("defaults", "validate", "moments", "search_direction", "update", "record_step", "probes"),
-    ),
-    "search": ("armijo.Search", ("initial_step_size", "defaults", "first_step_size", "search")),
-    "selection": ("armijo.Selection", ("defaults", "blocks", "remember", "merged", "moved_before")),
-    "merging": ("armijo.Merging", ("defaults", "propose")),
-    "partition": ("armijo.Partition", ("components",)),
-}
-
-
-def check_parts(parts: Mapping[str, object]) -> None:
-    """Check that each part is an instance that has the methods of its family.
-
-    Args:
-        parts: the parts by their families' names.
-
-    Raises:
-        ConfigurationError: one is a class, or lacks a method.
-    """
-    for family, part in parts.items():
-        base, methods = _FAMILIES[family]
-        if isinstance(part, type):
-            raise ConfigurationError(f"{family} is the class {part.__name__}; pass an instance: {part.__name__}(...).")
-        missing = [method for method in methods if not callable(getattr(part, method, None))]
-        if missing:
-            raise ConfigurationError(
-                f"{family} is {part!r}, which has no method {', '.join(missing)}. Derive its class from {base}, which "
-                "has defaults for what a simple part does not need."
-            )
-
-
 def check_params(params: object, name: str) -> None:
     """Check what a constructor was given as `params`.
 
     Raises:
-        ConfigurationError: It is a module, or a list that holds an iterator: two slips that torch explains badly.
+        ConfigurationError: it is a module, or a list that holds an iterator; torch's errors for both say little.
     """
     if isinstance(params, torch.nn.Module):
         raise ConfigurationError(
@@ -92,13 +59,13 @@ def check_group(
     """Check the values of a parameter group.
 
     Args:
-        group: The group, complete.
-        first: The optimizer's first group, which may be the same.
-        direction: Checks its own hyperparameters.
-        memory: What the parts remember, with its first values.
+        group: the group, complete.
+        first: the optimizer's first group, which may be the same.
+        direction: checks its own hyperparameters.
+        memory: what the parts remember, with its first values.
 
     Raises:
-        ConfigurationError: A value is out of its range, a parameter is complex, or the group would climb where the
+        ConfigurationError: a value is out of its range, a parameter is complex, or the group would climb where the
             first descends.
     """
     check_values(group, direction, memory)
@@ -117,16 +84,40 @@ def check_group(
         )
 
 
+def check_moments(direction: Direction, parameters: Sequence[torch.Tensor]) -> None:
+    """Check the fresh moments of a group's smallest parameter.
+
+    Raises:
+        ConfigurationError: they are not tensors of the parameter's shape, by names other than "step".
+    """
+    shaped = [parameter for parameter in parameters if not is_lazy(parameter)]
+    if not shaped:
+        return
+    parameter = min(shaped, key=lambda each: each.numel())
+    moments = direction.moments(parameter)
+    if not isinstance(moments, Mapping) or not all(
+        isinstance(name, str)
+        and name != "step"
+        and isinstance(moment, torch.Tensor)
+        and moment.shape == parameter.shape
+        for name, moment in moments.items()
+    ):
+        raise ConfigurationError(
+            f"{direction!r}.moments returned {moments!r} for a parameter of the shape {tuple(parameter.shape)}. It "
+            'must return a dict of tensors of that shape, by names other than "step", which counts steps.'
+        )
+
+
 def check_values(group: Mapping[str, Any], direction: Direction, memory: Mapping[str, Any]) -> None:
     """Check the values of a parameter group that users and schedulers may change between steps.
 
     Args:
-        group: The group, complete.
-        direction: Checks its own hyperparameters.
-        memory: What the parts remember, with its first values.
+        group: the group, complete.
+        direction: checks its own hyperparameters.
+        memory: what the parts remember, with its first values.
 
     Raises:
-        ConfigurationError: One is out of its range.
+        ConfigurationError: one is out of its range.
     """
     if not isinstance(group["component"], str) or not group["component"]:
         raise ConfigurationError(
@@ -152,20 +143,22 @@ def check_state(
     needed: Set[str],
     direction: Direction,
     memory: Mapping[str, Any],
+    alike: Iterable[str],
     name: str,
 ) -> None:
     """Check a state, as `state_dict` returns it, before it is loaded.
 
     Args:
-        saved: The state.
-        groups: The optimizer's own groups.
-        needed: The keys that every group must have.
-        direction: Knows the moments of a parameter.
-        memory: What the parts remember, with its first values.
-        name: The optimizer's name, for errors.
+        saved: the state.
+        groups: the optimizer's own groups.
+        needed: the keys that every group must have.
+        direction: knows the moments of a parameter.
+        memory: what the parts remember, with its first values.
+        alike: what of it is one for the optimizer.
+        name: the optimizer's name, for errors.
 
     Raises:
-        ConfigurationError: It is damaged, of a later version, or that of another optimizer or other parameters.
+        ConfigurationError: it is damaged, of a later version, or that of another optimizer or other parameters.
     """
     if not (
         isinstance(saved, Mapping)
@@ -204,6 +197,9 @@ def check_state(
             for key in SHARED:
                 if not isinstance(group[key], int) or group[key] < 0 or group[key] != saved_groups[0][key]:
                     raise ConfigurationError(f"{key} is {group[key]!r}; it must be a count, alike in every group.")
+            for key in alike:
+                if group.get(key) != saved_groups[0].get(key):
+                    raise ConfigurationError(f"{key} is {group.get(key)!r}; it must be alike in every group.")
         _check_moments(saved["state"], saved_groups, groups, direction, name)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # whatever a value of the wrong kind raises
         reason = str(error) if isinstance(error, ConfigurationError) else f"{type(error).__name__}, {error}."
@@ -247,7 +243,7 @@ def _check_moments(
                 )
             if not tensor.is_floating_point():
                 raise ConfigurationError(f"{moment} of parameter {key} holds no real numbers but {tensor.dtype}.")
-            # Infinity is sound: the square of a large gradient overflows. Sharded tensors would ask all ranks.
+            # Infinity is legal: the square of a large gradient overflows. Sharded tensors would need all ranks.
             if type(tensor) is torch.Tensor and not tensor.is_meta and bool(tensor.isnan().any()):
                 raise ConfigurationError(f"{moment} of parameter {key} holds NaN.")
 

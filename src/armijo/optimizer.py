@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.utils.hooks import RemovableHandle
 
-from armijo.checks import FORMAT, SHARED, check_group, check_params, check_parts, check_state
+from armijo.checks import FORMAT, SHARED, check_group, check_moments, check_params, check_state
 from armijo.components.merging import Merging, NeverMerge
 from armijo.components.partition import ByLabel, Component, Partition
 from armijo.components.selection import Jointly, Selection
@@ -20,6 +21,7 @@ from armijo.directions.base import Direction
 from armijo.errors import ClosureContractError, ConfigurationError, MissingClosureError
 from armijo.evaluation.objective import Closure, Objective
 from armijo.evaluation.reduction import ALONE
+from armijo.families import check_part
 from armijo.interrupts import Interrupts
 from armijo.observers.health import HealthMonitor
 from armijo.observers.report import Observer, StepReport
@@ -29,7 +31,7 @@ from armijo.search.memory import Memory, combine_memory, copy_memory
 from armijo.step.guards import parameters_of
 from armijo.step.lines import fresh_state
 from armijo.step.step import take_step
-from armijo.step.warnings import warn_about_half_precision, warn_about_learning_rate, warn_about_other_ranks
+from armijo.step.warnings import warn_about_learning_rate
 
 __all__ = ["LineSearch"]
 
@@ -59,7 +61,8 @@ class LineSearch(Optimizer):
         lr: a multiplier of the found step size, ≥ 0, that any scheduler may drive. It acts on the move and not on the
             trials, which would undo it.
         weight_decay: λ ≥ 0, decoupled: w ← (1 - lr·η·λ)·w, outside the trials like `lr`.
-        maximize: climb instead of descend. A line search judges one loss, so all groups must agree.
+        maximize: increase the objective instead of decreasing it. A line search judges one loss, so all groups must
+            agree.
         max_step_size: an upper bound of η, > 0. A component obeys the smallest bound among its groups.
         process_group: the ranks over which the loss is a mean. By default it is that of the wrapped model
             (DistributedDataParallel, fully_shard), if it is one. Copies of the optimizer go back to the default.
@@ -109,7 +112,8 @@ class LineSearch(Optimizer):
         self.selection = selection
         self.merging = merging
         self.partition = partition
-        check_parts({part: getattr(self, part) for part in _PARTS})
+        for part in _PARTS:
+            check_part(part, getattr(self, part), type(self).__name__)
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
@@ -136,23 +140,37 @@ class LineSearch(Optimizer):
         """The components, in order of their places: the label and the indices into `param_groups` of each."""
         return self.partition.components([group["component"] for group in self.param_groups])
 
-    @property
+    @cached_property
     def memory_defaults(self) -> Memory:
         """What the parts remember in each parameter group, by key, with its first values."""
         return combine_memory(self.search, self.selection, self.merging)
+
+    @property
+    def _alike(self) -> tuple[str, ...]:
+        """What of the memory is one for the optimizer, alike in every group."""
+        return (*self.selection.defaults(), *self.merging.defaults())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, unless it is a part: groups and state are laid out for the parts."""
+        if name in _PARTS and name in self.__dict__:
+            raise ConfigurationError(
+                f"The {name} of an optimizer cannot be exchanged. Build another optimizer with the new one, and load "
+                "this one's state_dict() into it."
+            )
+        super().__setattr__(name, value)
 
     # ------------------------------------------------------------------------------------------ what torch expects
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as `torch.optim.Optimizer.add_param_group` does.
 
-        A group without "component" is a component of its own (where the partition goes by labels). One that joins a
-        component takes over its step size and what the search remembers for it.
+        A group without "component" is a component of its own, if components are made of labels (`ByLabel`). One that
+        joins a component takes over its step size and what the search remembers for it.
 
         Raises:
             ConfigurationError: if the group's values are out of range; nothing is added then.
         """
-        shared = (*SHARED, *self.selection.defaults(), *self.merging.defaults())
+        shared = (*SHARED, *self._alike)
         before = index = len(self.param_groups)
         labels = {group["component"] for group in self.param_groups}
         param_group = {**param_group, **({key: self.param_groups[0][key] for key in shared} if before else {})}
@@ -165,6 +183,7 @@ class LineSearch(Optimizer):
             super().add_param_group(param_group)
             added = self.param_groups[-1]
             check_group(added, self.param_groups[0], self.direction, self.memory_defaults)
+            check_moments(self.direction, added["params"])
             for component in self.components:
                 if before in component.groups[1:]:
                     first = self.param_groups[component.groups[0]]
@@ -190,8 +209,8 @@ class LineSearch(Optimizer):
             memory = self.memory_defaults
             # torch adds "differentiable" to the defaults of an optimizer that has loaded once.
             needed = self.defaults.keys() - {"differentiable"} - memory.keys() | {"component"}
-            check_state(saved, self.param_groups, needed, self.direction, memory, type(self).__name__)
-            groups = [{**copy_memory(memory, memory), **group} for group in saved["param_groups"]]
+            check_state(saved, self.param_groups, needed, self.direction, memory, self._alike, type(self).__name__)
+            groups = [{**copy_memory(memory), **group} for group in saved["param_groups"]]
             return {**saved, "param_groups": groups}
 
         if not isinstance(state_dict, Mapping):
@@ -223,7 +242,7 @@ class LineSearch(Optimizer):
 
     def _start_observing(self) -> None:
         self.report: StepReport | None = None
-        self._warned_after_first_step = False
+        self._warned = False
         self._reduction = ALONE
         self._observers: OrderedDict[int, Observer] = OrderedDict()  # a plain dict takes no weak reference
         self.register_observer(HealthMonitor(maximize=self.param_groups[0]["maximize"]))
@@ -282,10 +301,6 @@ class LineSearch(Optimizer):
         with Interrupts() as interrupts:
             result = take_step(self, closure, interrupts, self._reduction)
             self.report, self._reduction = result.report, result.reduction
-        if not self._warned_after_first_step:
-            self._warned_after_first_step = True
-            warn_about_half_precision(self.param_groups, result.loss)
-            warn_about_other_ranks(result.reduction)
         for observer in tuple(self._observers.values()):
             observer(result.report)
         return result.loss.detach().reshape(())

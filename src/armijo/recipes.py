@@ -49,6 +49,16 @@ class Options(TypedDict, total=False):
     process_group: Any
 
 
+def _check_options(optimizer: LineSearch, options: Options) -> None:
+    name, unknown = type(optimizer).__name__, sorted(options.keys() - Options.__annotations__.keys())
+    if unknown:
+        raise TypeError(
+            f"{name} takes no {', '.join(unknown)}. It is LineSearch with chosen parts; to choose others use "
+            "armijo.LineSearch(params, direction=..., search=armijo.Backtracking(criterion=..., guess=...), "
+            "selection=..., merging=...)."
+        )
+
+
 class SGDSLS(LineSearch):
     """Stochastic gradient descent with an Armijo line search.
 
@@ -88,6 +98,7 @@ class SGDSLS(LineSearch):
         selection: Selection = Jointly(),
         **options: Unpack[Options],
     ) -> None:
+        _check_options(self, options)
         super().__init__(
             params,
             direction=GradientDirection(),
@@ -148,6 +159,7 @@ class AdamSLS(LineSearch):
         selection: Selection = Jointly(),
         **options: Unpack[Options],
     ) -> None:
+        _check_options(self, options)
         super().__init__(
             params,
             direction=AdamDirection(betas, eps),
@@ -211,6 +223,7 @@ class PLASLS(LineSearch):
         merging: Merging = MergeSmallest(),
         **options: Unpack[Options],
     ) -> None:
+        _check_options(self, options)
         super().__init__(
             params,
             direction=AdamDirection(betas, eps),

@@ -264,7 +264,7 @@ class OnDemand(Selection):
         memory["waited"] += 1
         return (tuple(range(len(lines))),) if step == 0 or memory["waited"] >= memory["gap"] else ()
 
-    def remember(self, searches: Sequence[SearchResult], memory: Memory) -> None:
+    def remember(self, searches: Sequence[SearchResult], step: int, memory: Memory) -> None:
         for search in searches:
             at_once = search.outcome.step_size == search.first_step_size
             memory.update(waited=0, gap=min(2 * memory["gap"], self.longest) if at_once else 1)

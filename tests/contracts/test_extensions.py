@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import armijo
+from armijo import Memory
 from armijo.components.splitting import split
 from contracts.extensions import (
     AdaBelief,
@@ -80,6 +82,57 @@ def test_a_fixed_step_needs_no_criterion_and_no_guess() -> None:
     assert optimizer.report.components[0].status == "unsearched"
     (search,) = optimizer.report.searches
     assert (search.trials, search.step_size) == ((), 1e-3)
+
+
+def test_a_component_that_climbs_stays_where_it_is_not_searched_either() -> None:
+    problem = Problem(dtype=torch.float64)
+    problem.model.eval()
+    optimizer = line_search(problem, direction=HeavyBall(), selection=armijo.Every(10**6))
+    climbing = 0
+    for _ in range(200):
+        before = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+        optimizer.step(problem.closure())
+        assert optimizer.report is not None
+        after = (p for group in optimizer.param_groups for p in group["params"])
+        same_as_before = iter(list(map(torch.equal, before, after)))
+        for group, component in zip(optimizer.param_groups, optimizer.report.components, strict=True):
+            stayed = [next(same_as_before) for _ in group["params"]]
+            if component.slope < 0:
+                climbing += 1
+                assert component.status == "ascent"
+                assert all(stayed)
+    assert climbing > 3
+
+
+def test_a_later_block_that_fails_keeps_the_step_sizes_found_alone() -> None:
+    weights = [nn.Parameter(torch.tensor(1.0, dtype=torch.float64)) for _ in range(2)]
+    optimizer = armijo.LineSearch(
+        [{"params": [w]} for w in weights],
+        direction=Gradient(),
+        search=armijo.Backtracking(max_trials=1),
+        selection=AloneThenTogether(),
+    )
+    # Each may halve the loss alone; together they overshoot.
+    optimizer.param_groups[0]["step_size"] = optimizer.param_groups[1]["step_size"] = 0.48
+    growth = armijo.Growth().factor
+    optimizer.step(lambda: (weights[0] + weights[1]) ** 2)
+    report = optimizer.report
+    assert report is not None
+    assert [search.status for search in report.searches] == ["accepted", "accepted", "exhausted"]
+    assert [w.item() for w in weights] == [1.0, 1.0]
+    assert [component.step_size for component in report.components] == [0.48 * growth] * 2
+    assert [component.trials for component in report.components] == [3, 3]
+
+
+def test_reported_losses_have_the_sign_of_the_users_loss() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = armijo.AdamSLS([weight], maximize=True)
+    optimizer.step(lambda: -weight.square().sum())
+    report = optimizer.report
+    assert report is not None
+    assert report.loss == -2.0
+    assert report.components[0].trial_loss == pytest.approx(-weight.detach().square().sum().item())
+    assert report.searches[0].trials[-1].loss == report.components[0].trial_loss
 
 
 def test_nothing_moves_along_a_direction_that_climbs() -> None:
@@ -222,6 +275,28 @@ def test_components_searched_together_share_what_the_search_remembers_and_keep_w
     assert len({group["last_slope"] for group in optimizer.param_groups}) == len(optimizer.param_groups)
 
 
+def with_parts(optimizer: armijo.LineSearch, **parts: Any) -> armijo.LineSearch:
+    """The same run with other parts."""
+    groups = [{"params": group["params"], "component": group["component"]} for group in optimizer.param_groups]
+    twin = armijo.LineSearch(groups, **parts)
+    twin.load_state_dict(optimizer.state_dict())
+    return twin
+
+
+def test_parts_are_not_exchanged_on_a_live_optimizer_and_another_takes_its_state_over() -> None:
+    problem = Problem()
+    optimizer = line_search(problem)
+    optimizer.step(problem.closure())
+    with pytest.raises(armijo.ConfigurationError, match=r"selection .* cannot be exchanged.*load.*state_dict"):
+        optimizer.selection = armijo.Cycle()
+    assert optimizer.selection == armijo.Jointly()
+    twin = with_parts(optimizer, selection=armijo.Cycle(0))
+    assert twin.param_groups[0]["cycle_place"] == 0
+    twin.step(problem.closure())
+    assert twin.report is not None
+    assert twin.report.step == 2
+
+
 def test_merging_keeps_the_memory_of_the_component_that_stays() -> None:
     problem = Problem()
     search = armijo.Backtracking(SmoothedArmijo())
@@ -230,8 +305,12 @@ def test_merging_keeps_the_memory_of_the_component_that_stays() -> None:
         optimizer.step(problem.closure())
     kept = optimizer.param_groups[0]["n_searches"], optimizer.param_groups[1]["mean_decrease"]
     assert optimizer.param_groups[0]["mean_decrease"] != kept[1]
-    optimizer.merging = armijo.MergeSmallest(1e9)
-    optimizer.selection = armijo.Every(100)  # no search now, so that nothing else is written
+    optimizer = with_parts(
+        optimizer,
+        search=search,
+        merging=armijo.MergeSmallest(1e9),
+        selection=armijo.Every(100),  # no search now, so that nothing else is written
+    )
     optimizer.step(problem.closure())
     assert optimizer.report is not None
     ((label, absorbed),) = optimizer.report.merges
@@ -247,12 +326,13 @@ def test_a_cycle_takes_its_place_modulo_at_the_merge_and_not_later() -> None:
     for _ in range(2):
         optimizer.step(problem.closure())
     assert optimizer.param_groups[0]["cycle_place"] == 2
-    optimizer.merging = armijo.MergeSmallest(1e9)
-    optimizer.param_groups[0]["cycle_place"] = 1
+    optimizer = with_parts(optimizer, merging=armijo.MergeSmallest(1e9), selection=armijo.Cycle(0))
+    for group in optimizer.param_groups:
+        group["cycle_place"] = 1
     optimizer.step(problem.closure())  # place 1 is searched, 2 would be next, and two components are left
     assert optimizer.param_groups[0]["cycle_place"] == 0
+    optimizer = with_parts(optimizer, selection=armijo.Cycle(0))
     optimizer.add_param_group(late)
-    optimizer.merging = armijo.NeverMerge()
     optimizer.step(problem.closure())
     assert optimizer.report is not None
     assert optimizer.report.searches[0].components == (optimizer.components[0].label,)
@@ -271,6 +351,38 @@ def test_a_group_that_joins_a_component_takes_its_memory_over_and_another_starts
     assert lists[0] == lists[1] != []
     assert lists[0] is not lists[1]
     assert lists[2] == []
+
+
+def test_memory_that_is_one_for_the_optimizer_must_be_alike_in_every_group() -> None:
+    problem = Problem()
+    optimizer = line_search(problem, selection=armijo.Cycle())
+    state = optimizer.state_dict()
+    state["param_groups"][1]["cycle_place"] = 3
+    with pytest.raises(armijo.ConfigurationError, match="cycle_place is 3; it must be alike in every group"):
+        optimizer.load_state_dict(state)
+
+
+@dataclass(frozen=True)
+class WritesDown(armijo.Selection):
+    """Counts how often it is told of its searches, and selects nothing."""
+
+    def defaults(self) -> Memory:
+        return {"told_at": []}
+
+    def blocks(self, lines: Any, step: int, memory: Memory) -> tuple[tuple[int, ...], ...]:
+        return ()
+
+    def remember(self, searches: Any, step: int, memory: Memory) -> None:
+        assert not searches
+        memory["told_at"].append(step)
+
+
+def test_a_selection_within_every_few_steps_is_told_of_its_steps_alone_also_where_it_selected_nothing() -> None:
+    problem = Problem()
+    optimizer = line_search(problem, selection=armijo.Every(2, WritesDown()))
+    for _ in range(5):
+        optimizer.step(problem.closure())
+    assert optimizer.param_groups[0]["told_at"] == [0, 1, 2]
 
 
 # -------------------------------------------------------------------------------------------- parts that cannot be used
@@ -325,19 +437,86 @@ class NoPart:
     pass
 
 
+class Shapeless(armijo.GradientDirection):
+    def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"mean": torch.zeros(())}
+
+
+class CountsToo(armijo.GradientDirection):
+    def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"step": torch.zeros_like(parameter)}
+
+
+class OneTooFew(armijo.GradientDirection):
+    def search_direction(self, grads: Any, states: Any, group: Any) -> Any:
+        return grads[1:]
+
+
+class Flat(armijo.GradientDirection):
+    def update(self, grads: Any, states: Any, scratch: Any, group: Any) -> Any:
+        return [grad.unsqueeze(0) for grad in grads]
+
+
+class FailsInTheCommit(armijo.AdamDirection):
+    def update(self, grads: Any, states: Any, scratch: Any, group: Any) -> Any:
+        states[0]["exp_avg"].fill_(7.0)
+        raise armijo.ConfigurationError("as asked for")
+
+
+class Moved(armijo.EachAlone):
+    def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
+        return block
+
+
 @every(
     ("parts", "words"),
     [
         ({"search": armijo.Backtracking(guess=Forgetful())}, "names lr in its defaults"),
         ({"search": armijo.Backtracking(SmoothedArmijo()), "selection": NoPart()}, r"no method .*blocks.*armijo\.Sel"),
         ({"direction": armijo.GradientDirection}, r"pass an instance: GradientDirection\("),
-        ({"selection": armijo.Jointly}, "selection is the class Jointly"),
+        ({"selection": armijo.Jointly}, "selection of LineSearch is the class Jointly"),
         ({"search": armijo.Armijo(0.1)}, r"no method initial_step_size.*armijo\.Search"),
+        ({"direction": Shapeless()}, r"moments returned .* for a parameter of the shape \(2,\)"),
+        ({"direction": CountsToo()}, 'names other than "step"'),
     ],
 )
 def test_a_part_that_does_not_fit_is_refused_when_the_optimizer_is_built(parts: Any, words: str) -> None:
     with pytest.raises(armijo.ConfigurationError, match=words):
         armijo.LineSearch([nn.Parameter(torch.ones(2))], **parts)
+
+
+@every(
+    ("build", "words"),
+    [
+        (
+            lambda: armijo.Every(armijo.Cycle()),
+            r"Every\(Cycle\(joint_steps=6\)\) cannot count steps.*Every\(3, Cycle\(\)\)",
+        ),
+        (lambda: armijo.Every(2.5), "cannot count steps"),
+        (lambda: armijo.Every(3, armijo.Cycle), r"selection of Every is the class Cycle"),
+        (lambda: armijo.Cycle(True), "an integer of 0 or more"),
+        (lambda: armijo.KeepLastStep(armijo.AdamDirection), "direction of KeepLastStep is the class AdamDirection"),
+        (lambda: armijo.Backtracking(max_trials=2.5), "max_trials is 2.5; it must be an integer"),
+        (lambda: armijo.Bracketing(max_trials="many"), "max_trials is 'many'"),
+        (lambda: armijo.Backtracking(armijo.Growth()), "criterion of Backtracking is Growth.* no method violation"),
+        (lambda: armijo.Backtracking(armijo.Armijo), "pass an instance"),
+        (lambda: armijo.Backtracking(least_slope=None), "least_slope is None"),
+        (lambda: armijo.Armijo("0.5"), "c is '0.5'"),
+        (lambda: armijo.Growth("0.1"), "initial step size is '0.1'"),
+        (lambda: armijo.FixedStep("0.1"), "fixed step size is '0.1'"),
+        (lambda: armijo.MergeSmallest("0.1"), "threshold is '0.1'"),
+    ],
+)
+def test_a_wrong_kind_of_argument_is_a_sentence(build: Any, words: str) -> None:
+    with pytest.raises(armijo.ConfigurationError, match=words):
+        build()
+
+
+@every("kind", [armijo.SGDSLS, armijo.AdamSLS, armijo.PLASLS])
+@every("part", ["criterion", "search", "direction", "foo"])
+def test_a_recommended_class_says_where_other_parts_go(kind: Any, part: str) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__} takes no {part}.*armijo\.LineSearch\(params, direction="):
+        kind([nn.Parameter(torch.ones(2))], **{part: 1})
 
 
 class CyclesToo(armijo.Growth):
@@ -361,6 +540,10 @@ def test_two_parts_with_one_name_are_refused() -> None:
         ({"selection": Elsewhere()}, r"places in 0\.\.3"),
         ({"search": Endless(1.0)}, "must be a finite number"),
         ({"merging": Hasty()}, "kept < absorbed"),
+        ({"direction": OneTooFew()}, "search_direction returned .* one tensor of the same shape"),
+        ({"direction": Flat()}, r"update returned .* for gradients"),
+        ({"direction": FailsInTheCommit()}, "as asked for"),
+        ({"selection": Moved(0)}, r"\(0,\) have moved before the block \(0,\)"),
         ({"search": JudgedByNextBatch()}, "last_step"),
     ],
 )
@@ -447,3 +630,49 @@ def test_each_search_is_reported_with_its_trials() -> None:
     assert [search.components for search in optimizer.report.searches] == [(c.label,) for c in optimizer.components]
     assert optimizer.report.forwards == 1 + sum(len(search.trials) for search in optimizer.report.searches)
     assert [len(s.trials) for s in optimizer.report.searches] == [c.trials for c in optimizer.report.components]
+
+
+def test_the_last_step_of_a_parameter_without_a_gradient_is_none() -> None:
+    weights = [nn.Parameter(torch.tensor(1.0)) for _ in range(2)]
+    optimizer = armijo.LineSearch(weights, direction=armijo.KeepLastStep(Gradient()), search=armijo.FixedStep(0.1))
+
+    def kept() -> list[float]:
+        return [optimizer.state[weight]["last_step"].item() for weight in weights]
+
+    optimizer.step(lambda: weights[0] + 2 * weights[1])
+    assert kept() == pytest.approx([0.1, 0.2])
+    optimizer.step(lambda: weights[0] * 3)
+    assert kept() == pytest.approx([0.3, 0.0])
+    optimizer.step(lambda: weights[1] * 1)
+    assert kept() == pytest.approx([0.0, 0.1])
+
+
+def test_bracketing_lengthens_a_first_step_that_rounding_would_judge() -> None:
+    weight = nn.Parameter(torch.tensor(1.0))
+    optimizer = armijo.LineSearch([weight], direction=Gradient(), search=armijo.Bracketing())
+    optimizer.param_groups[0]["step_size"] = 1e-12
+    optimizer.step(lambda: (weight - 3.0) ** 2)
+    assert optimizer.report is not None
+    assert optimizer.report.components[0].status == "accepted"
+    assert 0.25 <= optimizer.param_groups[0]["step_size"] <= 0.75
+
+
+@every("lr", [1.0, 0.5])
+def test_a_place_that_has_moved_before_moves_by_what_the_commit_moves_it(lr: float) -> None:
+    @dataclass(frozen=True)
+    class FirstHasMoved(armijo.EachAlone):
+        def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(range(block[0]))
+
+    weights = [nn.Parameter(torch.tensor(1.0)) for _ in range(2)]
+    seen: list[float] = []
+
+    def loss() -> torch.Tensor:
+        seen.append(weights[0].item())
+        return (weights[0] ** 2 + weights[1] ** 2) / 2
+
+    optimizer = armijo.LineSearch(
+        [{"params": [weight]} for weight in weights], direction=Gradient(), lr=lr, selection=FirstHasMoved(0)
+    )
+    optimizer.step(loss)
+    assert seen[-1] == weights[0].item() != 1.0

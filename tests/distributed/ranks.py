@@ -285,6 +285,32 @@ def failing_in_a_trial(rank: int, world: int) -> Any:
 
 
 @case
+def failing_from_the_first_step(rank: int, world: int) -> Any:
+    """A trial of the first step fails, then the next closure before it reaches the model; then a step is taken."""
+    model = network()
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = optimizer_of("adamsls", model)
+    loss_of = closure_of(wrapped, share(batches(1)[0], rank, world))
+    for _ in range(2):  # see failing()
+        loss_of().backward()
+    errors = []
+    for at in (1, 0):
+        calls = iter(range(1000))
+
+        def closure(at: int = at, calls: Iterator[int] = calls) -> torch.Tensor:
+            if next(calls) == at and rank == world - 1:
+                raise OSError("the disk is gone")
+            return loss_of()
+
+        try:
+            optimizer.step(closure)
+        except Exception as raised:
+            errors.append(type(raised).__name__)
+    optimizer.step(loss_of)
+    return {"errors": errors, **told(model, [optimizer.report])}
+
+
+@case
 def not_finite_on_one_rank(rank: int, world: int) -> Any:
     model = network()
     wrapped, optimizer = DistributedDataParallel(model), optimizer_of("adamsls", model)

@@ -97,6 +97,13 @@ def test_a_rank_that_fails_ends_the_step_on_all(found: list[Any], case: str) -> 
     assert alike(found, case)["statuses"][0].count("accepted") >= 1
 
 
+def test_the_ranks_are_known_from_the_first_baseline_on(found: list[Any]) -> None:
+    *others, last = [rank["failing_from_the_first_step"] for rank in found]
+    assert last["errors"] == ["OSError", "OSError"]
+    assert all(rank["errors"] == ["RankError", "RankError"] for rank in others)
+    assert all(rank["step_sizes"] == last["step_sizes"] for rank in others)
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_is_so_on_all(found: list[Any]) -> None:
     assert alike(found, "not_finite_on_one_rank")["statuses"] == [["nonfinite"]]
     assert all(rank["not_finite_on_one_rank"]["same"] for rank in found)

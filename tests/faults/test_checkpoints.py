@@ -16,7 +16,7 @@ from torch import nn
 
 import armijo
 from armijo.evaluation.rng import RandomState
-from problems import ALL, RECOMMENDED, Problem, everything, hopeless, name_of, same, statuses
+from problems import ALL, RECOMMENDED, Problem, everything, failing, hopeless, name_of, same, statuses
 
 MERGING = {armijo.PLASLS: {"merging": armijo.MergeSmallest(1.0)}, armijo.paper.PLASLS: {"merge_below": 1.0}}
 PLASLS = [armijo.PLASLS, armijo.paper.PLASLS]
@@ -382,3 +382,11 @@ def test_half_precision_is_spoken_of_once_and_says_what_to_do(caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "armijo"):
         armijo.AdamSLS(problem.model.parameters()).step(problem.closure())
     assert not caplog.records
+
+
+def test_half_precision_is_spoken_of_also_where_the_first_search_fails(caplog: pytest.LogCaptureFixture) -> None:
+    problem = Problem(dtype=torch.bfloat16)
+    optimizer = armijo.AdamSLS(problem.model.parameters())
+    with caplog.at_level(logging.WARNING, "armijo"), pytest.raises(RuntimeError):
+        optimizer.step(failing(problem.closure(), at=1, error=RuntimeError("as asked for")))
+    assert "8 of 8 parameters are bfloat16" in caplog.text

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from armijo.errors import ConfigurationError
+from armijo.families import is_number
 from armijo.search.memory import Memory
 
 __all__ = ["Merge", "MergeNeighbours", "MergeSmallest", "Merging", "NeverMerge"]
@@ -66,11 +67,11 @@ class _BelowThreshold(Merging):
     rule: Rule = "mean"
 
     def __post_init__(self) -> None:
-        if not self.below >= 0:
-            raise ConfigurationError(f"The merging threshold is {self.below}; it must be 0 or more.")
+        if not (is_number(self.below) and self.below >= 0):
+            raise ConfigurationError(f"The merging threshold is {self.below!r}; it must be 0 or more.")
         if self.rule not in get_args(Rule):
             raise ConfigurationError(
-                f"There is no merging rule {self.rule!r}; choose one of {', '.join(get_args(Rule))}."
+                f"The merging rule {self.rule!r} does not exist; choose one of {', '.join(get_args(Rule))}."
             )
 
 

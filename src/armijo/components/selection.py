@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from armijo.errors import ConfigurationError
+from armijo.families import check_part, is_whole
 from armijo.search.memory import Memory
 from armijo.search.values import Line, SearchResult
 
@@ -42,11 +43,12 @@ class Selection(Protocol):
         """
         ...
 
-    def remember(self, searches: Sequence[SearchResult], memory: Memory) -> None:
+    def remember(self, searches: Sequence[SearchResult], step: int, memory: Memory) -> None:
         """Called once a step after its searches, also if there were none; may write to `memory`.
 
         Args:
             searches: what was searched at this step, in the order of the blocks.
+            step: the number that `blocks` was given.
             memory: the values of `defaults()`.
         """
         return
@@ -58,8 +60,8 @@ class Selection(Protocol):
     def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
         """Places that have moved already, with their step sizes and updates, while `block` is searched.
 
-        By default none: the paper's equation tests each component with the others at w_k. Their move ignores weight
-        decay.
+        By default none: the paper's equation tests each component with the others at w_k. They move by lr·η·u, without
+        weight decay. None may be in the block itself.
         """
         return ()
 
@@ -78,8 +80,8 @@ class _AfterJointSteps(Selection):
     joint_steps: int = 6
 
     def __post_init__(self) -> None:
-        if self.joint_steps < 0:
-            raise ConfigurationError(f"joint_steps is {self.joint_steps}; it must be 0 or more.")
+        if not (is_whole(self.joint_steps) and self.joint_steps >= 0):
+            raise ConfigurationError(f"joint_steps is {self.joint_steps!r}; it must be an integer of 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,12 @@ class Every(Selection):
     selection: Selection = Jointly()
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigurationError(f"Every({self.steps}) never searches; the number of steps must be 1 or more.")
+        if not (is_whole(self.steps) and self.steps >= 1):
+            raise ConfigurationError(
+                f"Every({self.steps!r}) cannot count steps; from one search to the next there are 1 or more: Every(3), "
+                "or Every(3, Cycle())."
+            )
+        check_part("selection", self.selection, "Every")
 
     def defaults(self) -> Memory:
         """What the inner selection remembers."""
@@ -171,10 +177,10 @@ class Every(Selection):
         """The inner selection's blocks at steps 0, m, 2m, …, none at the others."""
         return () if step % self.steps else self.selection.blocks(lines, step // self.steps, memory)
 
-    def remember(self, searches: Sequence[SearchResult], memory: Memory) -> None:
+    def remember(self, searches: Sequence[SearchResult], step: int, memory: Memory) -> None:
         """Hand the searches on, at the steps that the inner selection sees."""
-        if searches:
-            self.selection.remember(searches, memory)
+        if step % self.steps == 0:
+            self.selection.remember(searches, step // self.steps, memory)
 
     def merged(self, n: int, memory: Memory) -> None:
         """Hand the merge on."""

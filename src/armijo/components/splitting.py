@@ -128,7 +128,7 @@ def split(
     else:
         *others, last = map(repr, _SPLITTINGS)
         raise SplitError(
-            f"by={by!r} is no splitting. There are {', '.join(others)} and {last}, a mapping of labels to regular "
+            f"by={by!r} is unknown. Choose {', '.join(others)} or {last}, a mapping of labels to regular "
             "expressions, and a callable (name, parameter) -> label."
         )
     return [{"params": members, "component": label} for label, members in groups.items() if members]

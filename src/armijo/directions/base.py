@@ -57,8 +57,9 @@ class Direction(Protocol):
     ) -> Tensors:
         """Take the gradients into the moments and return the updates u to apply.
 
-        The only method of a part that runs in the commit: what it raises cannot be undone. The updates have the
-        lengths of the search directions, for which the step size was found: a momentum is an average, not a sum.
+        It runs in the commit, so what it raises cannot be undone; before the first step of each group it is tried
+        once on a copy of the state of its smallest parameter. The updates have the lengths of the search directions,
+        for which the step size was found: a momentum is an average, not a sum.
 
         Args:
             grads: the gradients, one for each parameter; not to be changed.
@@ -71,9 +72,12 @@ class Direction(Protocol):
     def record_step(self, states: list[ParameterState], updates: Tensors, step_size: float) -> None:
         """Called in the commit with the step that was taken, w ← w - step_size·u, where step_size = lr·η.
 
+        Parameters without a gradient that have a state stay; they are told so with no updates and the step size 0.
+
         Args:
             states: the parameters' states, which may be written.
-            updates: the updates u; not to be changed.
+            updates: the updates u, one for each state; not to be changed. None of them where `step_size` is 0 and the
+                parameters have no gradient.
             step_size: ≥ 0, and 0 where the component stayed. Weight decay is not included.
         """
         return

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from armijo.directions.base import Direction, ParameterState, Tensors
+from armijo.families import check_part
 
 __all__ = ["KeepLastStep"]
 
@@ -24,14 +25,20 @@ class KeepLastStep(Direction):
     - `evaluate(-1.0, along="last_step")` is f_{k+1}(w_k), the loss of the new batch at the point before the last step.
       It costs one forward pass without gradients.
 
-    Before the first step, and where a component stayed, v is zero. Weight decay is not part of it. A parameter
-    without a gradient keeps the v of its last step. Memory: one tensor of its shape for each parameter.
+    Before the first step, and where a component or a parameter without a gradient stayed, v is zero. Weight decay is
+    not part of it. Memory: one tensor of its shape for each parameter.
 
     Args:
         direction: the direction to follow.
+
+    Raises:
+        ConfigurationError: if that is no direction.
     """
 
     direction: Direction
+
+    def __post_init__(self) -> None:
+        check_part("direction", self.direction, type(self).__name__)
 
     def defaults(self) -> dict[str, Any]:
         """Those of `direction`."""

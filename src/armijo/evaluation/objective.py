@@ -33,7 +33,8 @@ class RecordedForward:
         random: the generators' state just before it.
         buffers: the buffers of its modules just before it.
         weight: the factor of this loss in the objective.
-        returned: a weak reference to the tensor that the closure returned, by which one that computes nothing is found.
+        returned: a weak reference to the tensor that the closure returned. A closure that returns it again evaluates
+            nothing.
     """
 
     closure: Closure
@@ -144,7 +145,7 @@ class Objective:
         """The objective at the start of the step as a float, added up as `trial` adds. Fetched once.
 
         Raises:
-            RankError: Another rank has failed.
+            RankError: another rank has failed.
         """
         if self._value is None:
             (self._value,) = self.mean_over_ranks(lambda: [self._recorded_value()])
@@ -158,7 +159,7 @@ class Objective:
             size: how many they are, alike on all ranks.
 
         Raises:
-            RankError: Another rank has failed.
+            RankError: another rank has failed.
         """
         numbers: Sequence[float] = [0.0] * size
         error: BaseException | None = None
@@ -172,7 +173,7 @@ class Objective:
         """Run a forward and return its loss once every rank has done so; the backward pass would wait for a failed one.
 
         Raises:
-            RankError: Another rank has failed.
+            RankError: another rank has failed.
         """
         losses: list[torch.Tensor] = []
 
@@ -209,7 +210,7 @@ class Objective:
 
         Raises:
             ClosureContractError: if a closure no longer returns a scalar tensor, or one that was computed before.
-            RankError: Another rank has failed.
+            RankError: another rank has failed.
         """
         (total,) = self.mean_over_ranks(lambda: [self.local_trial(through)])
         return total if math.isfinite(total) else math.inf
@@ -277,7 +278,7 @@ class Objective:
 
 @contextmanager
 def _one_kernel() -> Iterator[None]:
-    """Keep torch.nn's attention from taking another kernel where nothing asks for gradients: its results differ."""
+    """Keep torch.nn's attention from taking another kernel where no gradients are computed: its results differ."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)

@@ -45,7 +45,7 @@ class Reduction:
             given: the process groups, if the user named them.
 
         Raises:
-            ConfigurationError: They disagree, or are wrapped in a way that shards parameters out of sight.
+            ConfigurationError: they disagree, or are wrapped in a way that shards parameters out of sight.
         """
         if not (distributed.is_available() and distributed.is_initialized()):
             return ALONE
@@ -93,7 +93,7 @@ class Reduction:
             error: what went wrong on this rank.
 
         Raises:
-            RankError: Another rank has failed, or cannot be reached.
+            RankError: another rank has failed, or cannot be reached.
             BaseException: `error`, after the others have been told.
         """
         if not self.groups:

@@ -57,7 +57,7 @@ class ArmijoMixin(_Base):
     A module that overrides one of the methods below calls `super()` in it.
 
     Raises:
-        ConfigurationError: When the class is made, if the mixin stands behind LightningModule. From `fit`, under
+        ConfigurationError: when the class is made, if the mixin stands behind LightningModule. From `fit`, under
             DeepSpeed or FSDP1, or with a `training_step` that takes the iterator of the data loader.
 
     Examples:
@@ -99,7 +99,7 @@ class ArmijoMixin(_Base):
             with which it enters the backward pass.
 
         Raises:
-            ConfigurationError: In automatic optimisation, which records `training_step` by itself.
+            ConfigurationError: in automatic optimisation, which records `training_step` by itself.
 
         Examples:
             >>> def training_step(self, batch, batch_idx):

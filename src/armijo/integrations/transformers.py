@@ -356,7 +356,7 @@ def attach(trainer: _Trainer, optimizer_cls_and_kwargs: tuple[Any, dict[str, Any
         The same trainer.
 
     Raises:
-        ConfigurationError: It is no Trainer, or has an optimizer already: one that is none of armijo's, or any if
+        ConfigurationError: it is no Trainer, or has an optimizer already: one that is none of armijo's, or any if
             another is asked for.
     """
     if not isinstance(trainer, Trainer):

@@ -73,15 +73,15 @@ def panel(steps: Iterable[StepReport], *, title: str | None = None) -> Figure:
     The four parts share their horizontal axis. The marks beside the names below have the colours of the lines above.
 
     Args:
-        steps: The steps in their order, as `read_steps` or `StepRecorder.steps` returns them.
-        title: What stands above it.
+        steps: the steps in their order, as `read_steps` or `StepRecorder.steps` returns them.
+        title: what stands above it.
 
     Returns:
         A figure that belongs to no window: `figure.savefig("steps.png")`. As the last value of a notebook's cell it
         is shown.
 
     Raises:
-        ConfigurationError: There are no steps.
+        ConfigurationError: there are no steps.
         ImportError: matplotlib is not installed.
 
     Examples:
@@ -118,16 +118,16 @@ class LivePanel:
     missing; `draw()` adds them. All reports are kept in memory. On several ranks only rank 0 draws.
 
     Args:
-        every: The fewest steps between two drawings, ≥ 1.
-        seconds: The least time between them, ≥ 0.
-        title: What stands above the panel.
+        every: the fewest steps between two drawings, ≥ 1.
+        seconds: the least time between them, ≥ 0.
+        title: what stands above the panel.
 
     Raises:
-        ConfigurationError: An argument is out of its range.
+        ConfigurationError: an argument is out of its range.
         ImportError: matplotlib is not installed.
 
     Attributes:
-        figure: The figure as last drawn, for instance for `figure.savefig("steps.png")`.
+        figure: the figure as last drawn, for instance for `figure.savefig("steps.png")`.
 
     Examples:
         >>> import torch, armijo
@@ -440,7 +440,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def style(figure: Figure) -> None:
-    """Give the axes of a figure the house's look."""
+    """Style the axes as in all figures of armijo."""
     for axis in figure.axes:
         if not axis.images:
             axis.grid(color="#E6E6E6", linewidth=0.7)

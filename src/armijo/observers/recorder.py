@@ -52,14 +52,14 @@ class StepRecorder:
     A recorder serves one optimizer.
 
     Args:
-        path: The file, for instance `"run/steps.jsonl"`; missing folders are made. None to keep the reports in memory
+        path: the file, for instance `"run/steps.jsonl"`; missing folders are made. None to keep the reports in memory
             alone.
-        resume: Whether the file may hold steps already. There need be none, so that a job that is started again and
+        resume: whether the file may hold steps already. There need be none, so that a job that is started again and
             again can always say so.
-        keep: Whether to keep the reports in memory. By default only without a file: a long run has many.
+        keep: whether to keep the reports in memory. By default only without a file: a long run has many.
 
     Raises:
-        ConfigurationError: The file cannot be written, or holds the steps of another run.
+        ConfigurationError: the file cannot be written, or holds the steps of another run.
 
     Examples:
         >>> import tempfile, torch, armijo
@@ -202,10 +202,10 @@ def read_steps(path: str | os.PathLike[str]) -> list[StepReport]:
     """Read what a `StepRecorder` wrote, exactly as it was reported; a torn last line is passed over.
 
     Args:
-        path: The file. Other keys in its lines do not matter.
+        path: the file. Other keys in its lines do not matter.
 
     Raises:
-        ConfigurationError: There is no such file, or another line than the last is damaged.
+        ConfigurationError: there is no such file, or another line than the last is damaged.
 
     Examples:
         >>> # steps = read_steps("run/steps.jsonl")

@@ -62,7 +62,8 @@ class StepReport:
         loss: f_k(w_k), the loss at the start.
         components: one report for each component, as they were when the step began.
         merges: (kept label, absorbed label) of each merge after the step.
-        forwards: forward passes of this step: one with gradients, and one for each trial.
+        forwards: forward passes of this step: one with gradients, and one for each trial and each evaluation along a
+            probe.
         total_forwards: forward passes since the first step.
         searches: one report for each search, in order; none if nothing was searched.
     """

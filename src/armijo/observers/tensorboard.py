@@ -30,8 +30,8 @@ class TensorBoardObserver:
     checkpoint of step k takes back what was written since with `SummaryWriter(folder, purge_step=k + 1)`.
 
     Args:
-        writer: Where to write.
-        prefix: What every tag begins with. `"train/"` gives the tags that the Hugging Face Trainer gives.
+        writer: where to write.
+        prefix: what every tag begins with. `"train/"` gives the tags that the Hugging Face Trainer gives.
 
     Raises:
         ConfigurationError: `writer` is none, for instance the name of a folder.

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from armijo.errors import ConfigurationError
-from armijo.search.base import CriterionSearch, Search, failed_outcome
+from armijo.families import is_number
+from armijo.search.base import CriterionSearch, Search, check_max_trials, failed_outcome
 from armijo.search.memory import Memory
 from armijo.search.values import Evaluate, Line, Outcome, Status
 
@@ -32,8 +33,8 @@ class FixedStep(Search):
     step_size: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.step_size < math.inf:
-            raise ConfigurationError(f"The fixed step size is {self.step_size}; it must be a positive number.")
+        if not (is_number(self.step_size) and 0 < self.step_size < math.inf):
+            raise ConfigurationError(f"The fixed step size is {self.step_size!r}; it must be a positive number.")
 
     def initial_step_size(self) -> float:
         """η."""
@@ -55,10 +56,11 @@ class _Contraction(CriterionSearch):
 
     def __post_init__(self) -> None:
         CriterionSearch.__post_init__(self)
-        if not 0 < self.shrink < 1:
-            raise ConfigurationError(f"shrink is {self.shrink}; a contraction needs 0 < shrink < 1, for instance 0.9.")
-        if self.max_trials < 1:
-            raise ConfigurationError(f"max_trials is {self.max_trials}; a search needs at least one trial.")
+        if not (is_number(self.shrink) and 0 < self.shrink < 1):
+            raise ConfigurationError(
+                f"shrink is {self.shrink!r}; a contraction needs 0 < shrink < 1, for instance 0.9."
+            )
+        check_max_trials(self.max_trials)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every search offers, and what those that judge trials by a criterion share."""
+"""The base class of all searches, and that of searches with a criterion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numbers import Real
 from typing import ClassVar, Protocol
 
 from armijo.errors import ConfigurationError
+from armijo.families import check_part, is_number, is_whole
 from armijo.search.criteria import Armijo, Criterion
 from armijo.search.guesses import Growth, Guess
 from armijo.search.memory import Memory, combine_memory
@@ -63,7 +64,7 @@ class Search(Protocol):
 class CriterionSearch(ABC, Search):
     """A search that judges trials by a criterion and starts where a guess says.
 
-    Subclasses write `find`, which is called for lines that descend, and need not look after anything else.
+    Subclasses write `find` alone; it is called only for lines that descend.
 
     Args:
         criterion: which trials suffice.
@@ -72,7 +73,8 @@ class CriterionSearch(ABC, Search):
             slope is smaller keeps its step size, because nothing would bound its growth.
 
     Raises:
-        ConfigurationError: if `find` can only shorten a step and the criterion may ask for a longer one.
+        ConfigurationError: if an argument is out of its range, or `find` can only shorten a step and the criterion may
+            ask for a longer one.
     """
 
     lengthens: ClassVar[bool] = False
@@ -83,15 +85,10 @@ class CriterionSearch(ABC, Search):
     least_slope: float = field(default=1e-8, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, part, family, methods in (
-            ("criterion", self.criterion, "armijo.Criterion", ("defaults", "violation", "remember")),
-            ("guess", self.guess, "armijo.Guess", ("initial_step_size", "defaults", "next", "remember")),
-        ):
-            if isinstance(part, type) or not all(callable(getattr(part, method, None)) for method in methods):
-                raise ConfigurationError(
-                    f"The {name} of {type(self).__name__} is {part!r}; pass an instance of a class derived from "
-                    f"{family}."
-                )
+        check_part("criterion", self.criterion, type(self).__name__)
+        check_part("guess", self.guess, type(self).__name__)
+        if not (is_number(self.least_slope) and self.least_slope >= 0):
+            raise ConfigurationError(f"least_slope is {self.least_slope!r}; it must be a number of 0 or more.")
         if getattr(self.criterion, "two_sided", False) and not self.lengthens:
             raise ConfigurationError(
                 f"{type(self).__name__} only shortens steps, and {self.criterion!r} may ask for a longer one. Use "
@@ -172,3 +169,9 @@ def failed_outcome(line: Line, evaluate: Evaluate) -> Outcome:
     """
     repeats = abs(evaluate(0.0) - line.loss) <= 16 * line.resolution
     return Outcome(0.0, Status.EXHAUSTED if repeats else Status.NONDETERMINISTIC)
+
+
+def check_max_trials(max_trials: object) -> None:
+    """Raise `ConfigurationError` unless it is an integer of 1 or more."""
+    if not (is_whole(max_trials) and max_trials >= 1):  # type: ignore[operator]
+        raise ConfigurationError(f"max_trials is {max_trials!r}; it must be an integer of 1 or more.")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from armijo.errors import ConfigurationError
-from armijo.search.base import CriterionSearch, failed_outcome
+from armijo.families import is_number
+from armijo.search.base import CriterionSearch, check_max_trials, failed_outcome
 from armijo.search.criteria import Criterion, Goldstein
 from armijo.search.memory import Memory
 from armijo.search.values import Evaluate, Line, Outcome, Status
@@ -23,6 +24,9 @@ class Bracketing(CriterionSearch):
     While all trials are too short the step size is multiplied by `factor`, while all are too long it is divided by
     it; once there is one of each, their geometric mean is tried next. A step that is too short at the longest step
     size allowed (`Line.longest`) is accepted.
+
+    A first step that promises less than the loss can show (η·S < resolution) is lengthened to one that promises
+    `factor` times that: shorter ones cannot be judged.
 
     Args:
         criterion: which trials suffice, one-sided or two-sided.
@@ -49,10 +53,9 @@ class Bracketing(CriterionSearch):
 
     def __post_init__(self) -> None:
         CriterionSearch.__post_init__(self)
-        if not 1 < self.factor < math.inf:
-            raise ConfigurationError(f"factor is {self.factor}; lengthening needs a factor above 1, for instance 2.")
-        if self.max_trials < 1:
-            raise ConfigurationError(f"max_trials is {self.max_trials}; a search needs at least one trial.")
+        if not (is_number(self.factor) and 1 < self.factor < math.inf):
+            raise ConfigurationError(f"factor is {self.factor!r}; lengthening needs a factor above 1, for instance 2.")
+        check_max_trials(self.max_trials)
 
     def find(
         self,
@@ -63,7 +66,9 @@ class Bracketing(CriterionSearch):
         memory: Memory,
     ) -> Outcome:
         """Bracket, then bisect on the logarithm."""
-        step_size, short, long = first, 0.0, math.inf
+        shortest = line.resolution / line.slope
+        step_size = first if first >= shortest else min(self.factor * shortest, line.longest)
+        short, long = 0.0, math.inf
         for _ in range(self.max_trials):
             loss = evaluate(step_size)
             excess = violation(step_size, loss)
@@ -79,6 +84,6 @@ class Bracketing(CriterionSearch):
                 step_size = long / self.factor
             else:
                 step_size = math.sqrt(short * long)
-            if step_size * line.slope < line.resolution:
+            if step_size < shortest:
                 break
         return failed_outcome(line, evaluate)

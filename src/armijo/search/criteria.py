@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from armijo.errors import ConfigurationError
+from armijo.families import is_number
 from armijo.search.memory import Memory
 from armijo.search.values import Line, Trial
 
@@ -15,7 +16,7 @@ __all__ = ["Armijo", "Criterion", "Goldstein"]
 
 
 class Criterion(Protocol):
-    """Judges a trial by a number instead of a verdict, so that near misses can be told from disasters.
+    """Judges a trial by a number instead of a verdict, so that a search can tell a near miss from a step far too long.
 
     Derive from this class to write a criterion; only `violation` has to be written.
     """
@@ -71,8 +72,8 @@ class Armijo(Criterion):
     c: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.c < 1:
-            raise ConfigurationError(f"c is {self.c}; sufficient decrease needs 0 < c < 1, for instance c=0.1.")
+        if not (is_number(self.c) and 0 < self.c < 1):
+            raise ConfigurationError(f"c is {self.c!r}; sufficient decrease needs 0 < c < 1, for instance c=0.1.")
 
     def violation(self, line: Line, trial: Trial, memory: Memory) -> float:
         """max(0, f(w - η·d) - (f(w) - c·η·S)); NaN becomes `inf`."""
@@ -105,8 +106,8 @@ class Goldstein(Criterion):
     c: float = 0.25
 
     def __post_init__(self) -> None:
-        if not 0 < self.c < 0.5:
-            raise ConfigurationError(f"c is {self.c}; Goldstein's condition needs 0 < c < 0.5, for instance c=0.25.")
+        if not (is_number(self.c) and 0 < self.c < 0.5):
+            raise ConfigurationError(f"c is {self.c!r}; Goldstein's condition needs 0 < c < 0.5, for instance c=0.25.")
 
     def violation(self, line: Line, trial: Trial, memory: Memory) -> float:
         """The distance to the nearer bound, > 0 above the upper and < 0 below the lower one; NaN becomes `inf`."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from armijo.errors import ConfigurationError
+from armijo.families import is_number
 from armijo.search.memory import Memory
 from armijo.search.values import Line, Trial
 
@@ -71,12 +72,12 @@ class Growth(Guess):
     factor: float = 2 ** (1 / 500)
 
     def __post_init__(self) -> None:
-        if not 0 < self.initial < math.inf:
+        if not (is_number(self.initial) and 0 < self.initial < math.inf):
             raise ConfigurationError(
-                f"The initial step size is {self.initial}; it must be a positive number, for instance 0.1."
+                f"The initial step size is {self.initial!r}; it must be a positive number, for instance 0.1."
             )
-        if not 1 <= self.factor < math.inf:
-            raise ConfigurationError(f"The growth factor is {self.factor}; it must be 1 or more.")
+        if not (is_number(self.factor) and 1 <= self.factor < math.inf):
+            raise ConfigurationError(f"The growth factor is {self.factor!r}; it must be 1 or more.")
 
     def initial_step_size(self) -> float:
         """`initial`."""

@@ -8,7 +8,7 @@ forgotten if the step is not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, Protocol
 
@@ -49,8 +49,9 @@ def combine_memory(*parts: Remembers) -> Memory:
     return combined
 
 
-def copy_memory(source: Mapping[str, Any], names: Mapping[str, Any]) -> Memory:
-    """The values of `names` in `source`, as a copy that may be written to."""
+def copy_memory(source: Mapping[str, Any], names: Iterable[str] | None = None) -> Memory:
+    """The values of `names` in `source`, or all of them, as a copy that may be written to."""
+    names = source if names is None else names
     return {name: list(source[name]) if isinstance(source[name], list) else source[name] for name in names}
 
 
@@ -86,7 +87,7 @@ class ScratchMemory(dict[str, Any]):
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__(copy_memory(values, values))
+        super().__init__(copy_memory(values))
         self._lists = {name: list(value) for name, value in values.items() if isinstance(value, list)}
         self._written: set[str] = set()
 

@@ -43,7 +43,7 @@ class Status(StrEnum):
     UNSEARCHED = "unsearched"
     """The component was not selected, or its step size is fixed; it moves with the step size it has."""
     ASCENT = "ascent"
-    """The loss rises along the direction (slope < 0); nothing is evaluated and the component stays where it is."""
+    """The loss rises along the direction (slope < 0); the component stays where it is."""
     NONFINITE = "nonfinite"
     """The loss or the gradient at the start of the step was not finite; nothing has changed."""
     NONDETERMINISTIC = "nondeterministic"
@@ -79,6 +79,11 @@ class Line:
     resolution: float = 0.0
     longest: float = math.inf
     derivatives: Mapping[str, float] = field(default_factory=lambda: Derivatives(), hash=False)
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss, slope and derivatives are finite; otherwise nothing is searched and nothing moves."""
+        return all(map(math.isfinite, (self.loss, self.slope, *self.derivatives.values())))
 
 
 @dataclass(frozen=True, slots=True)

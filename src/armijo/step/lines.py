@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from armijo.search.values import Derivatives, Line
 if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
 
-__all__ = ["ComponentLine", "GroupLine", "compute_lines", "fresh_state"]
+__all__ = ["ComponentLine", "GroupLine", "compute_lines", "fresh_state", "largest_number", "loss_sign"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class GroupLine:
         directions: the directions to search along.
         probes: the direction's probes.
         shards: the number of shards of each parameter.
+        new: whether the optimizer has no state yet of one of the parameters.
+        idle: the states of parameters that have one but no gradient.
     """
 
     group: dict[str, Any]
@@ -55,6 +57,29 @@ class GroupLine:
     directions: Tensors
     probes: Mapping[str, Tensors]
     shards: list[int]
+    new: bool
+    idle: list[ParameterState]
+
+    def preview_updates(self, direction: Direction, places: Iterable[int] | None = None) -> Tensors:
+        """The updates that the commit will apply, of all parameters or of some, computed from copies of the moments."""
+        chosen = range(len(self.parameters)) if places is None else tuple(places)
+        if not chosen:
+            return []
+        states = [{key: value.clone() for key, value in self.states[i].items()} for i in chosen]
+        torch._foreach_add_([state["step"] for state in states], 1)
+        scratch = [self.directions[i].clone() for i in chosen]
+        return direction.update([self.grads[i] for i in chosen], states, scratch, self.group)
+
+    def check_update(self, direction: Direction) -> None:
+        """Try `direction.update` on a copy of the smallest parameter's state: in the commit it must not fail.
+
+        Raises:
+            ConfigurationError: it does not return one tensor of the parameter's shape.
+        """
+        if self.parameters:
+            smallest = min(range(len(self.parameters)), key=lambda i: self.parameters[i].numel())
+            updates = self.preview_updates(direction, [smallest])
+            _check_shapes(direction, "update", updates, [self.parameters[smallest]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,48 +124,38 @@ class ComponentLine:
         return [vector for group in self.groups for vector in group.probes[along]]
 
     def preview_updates(self, direction: Direction) -> Tensors:
-        """The updates that the commit will apply, computed from copies of the moments."""
-        updates: Tensors = []
-        for group in self.groups:
-            if group.parameters:
-                states = [{key: value.clone() for key, value in state.items()} for state in group.states]
-                torch._foreach_add_([state["step"] for state in states], 1)
-                scratch = [d.clone() for d in group.directions]
-                updates += [u.clone() for u in direction.update(group.grads, states, scratch, group.group)]
-        return updates
+        """lr·u for each parameter, as the commit will apply it, computed from copies of the moments."""
+        return [u * group.lr for group in self.groups for u in group.preview_updates(direction)]
 
 
 def compute_lines(optimizer: LineSearch, objective: Objective) -> list[ComponentLine]:
     """The line of each component, by place. One host synchronisation; the means are over all ranks.
 
     Raises:
-        ConfigurationError: a value in a group is out of its range, or a gradient is sparse and the direction has
-            moments.
+        ConfigurationError: a value in a group is out of its range, a gradient is sparse and the direction has
+            moments, or a part answers with something that cannot be used.
     """
     groups: list[GroupLine] = []
     probe_names = tuple(optimizer.direction.probes([], optimizer.param_groups[0]))
 
     def prepare() -> list[float]:
         for group in optimizer.param_groups:
-            check_values(group, optimizer.direction, optimizer.search.defaults())
+            check_values(group, optimizer.direction, optimizer.memory_defaults)
         groups.extend(_prepare(optimizer, group) for group in optimizer.param_groups)
         return _slopes(groups, probe_names)
 
     n_groups = len(optimizer.param_groups)
     numbers = objective.mean_over_ranks(prepare, n_groups * (1 + len(probe_names)))
     slopes, *derivatives = (numbers[start : start + n_groups] for start in range(0, len(numbers), n_groups))
-    value, resolution = objective.value(), objective.resolution()
-    sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
+    value, resolution = loss_sign(optimizer) * objective.value(), objective.resolution()
     names = optimizer.search.defaults()
-    finite = all(math.isfinite(number) for number in (value, *numbers))
     lines: list[ComponentLine] = []
     for component in optimizer.components:
         members = tuple(groups[index] for index in component.groups)
         cap = min(float(member.group["max_step_size"]) for member in members)
-        dtypes = {parameter.dtype for member in members for parameter in member.parameters}
-        reach = min((torch.finfo(dtype).max for dtype in dtypes), default=math.inf)
+        reach = min(largest_number(member.parameters) for member in members)
         line = Line(
-            loss=sign * value,
+            loss=value,
             slope=_sum(slopes[index] for index in component.groups),
             resolution=resolution,
             longest=min(cap, reach),
@@ -151,17 +166,32 @@ def compute_lines(optimizer: LineSearch, objective: Objective) -> list[Component
                 }
             ),
         )
+        previous = float(members[0].group["step_size"])
         memory = copy_memory(members[0].group, names)
-        first = previous = float(members[0].group["step_size"])
-        if finite:
-            first = optimizer.search.first_step_size(previous, line, memory)
-        if not (isinstance(first, Real | torch.Tensor) and 0 < float(first) < math.inf):
-            raise ConfigurationError(
-                f"{optimizer.search!r} starts at the step size {first}, after {previous}. A first step size must be a "
-                "positive number, and finite."
-            )
-        lines.append(ComponentLine(component, members, line, cap, reach, previous, min(float(first), cap), memory))
-    return lines
+        lines.append(ComponentLine(component, members, line, cap, reach, previous, previous, memory))
+    if not all(each.line.finite for each in lines):
+        return lines
+    return [replace(each, first=min(_first_step_size(optimizer, each), each.cap)) for each in lines]
+
+
+def loss_sign(optimizer: LineSearch) -> float:
+    """-1 where the optimizer maximizes: searches see the negated loss."""
+    return -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
+
+
+def largest_number(parameters: Tensors) -> float:
+    """The largest number that the formats of all parameters can hold."""
+    return min((torch.finfo(dtype).max for dtype in {p.dtype for p in parameters}), default=math.inf)
+
+
+def _first_step_size(optimizer: LineSearch, each: ComponentLine) -> float:
+    first = optimizer.search.first_step_size(each.previous, each.line, each.memory)
+    if not (isinstance(first, Real | torch.Tensor) and 0 < float(first) < math.inf):
+        raise ConfigurationError(
+            f"{optimizer.search!r} starts at the step size {first}, after {each.previous}. A first step size must be a "
+            "positive number, and finite."
+        )
+    return float(first)
 
 
 def fresh_state(direction: Direction, parameter: torch.Tensor) -> ParameterState:
@@ -177,6 +207,9 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any]) -> GroupLine:
         grads = list(torch._foreach_neg(grads)) if grads else grads
     kept = {p: optimizer.state[p] if p in optimizer.state else fresh_state(direction, p) for p in parameters}
     states = [{key: local_shard(tensor) for key, tensor in state.items()} for state in kept.values()]
+    directions = direction.search_direction(grads, states, group) if parameters else []
+    _check_shapes(direction, "search_direction", directions, grads)
+    idle = [optimizer.state[p] for p in group["params"] if p.grad is None and p in optimizer.state]
     return GroupLine(
         group=group,
         lr=float(group["lr"]),
@@ -185,10 +218,24 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any]) -> GroupLine:
         parameters=[local_shard(p) for p in parameters],
         grads=grads,
         states=states,
-        directions=direction.search_direction(grads, states, group) if parameters else [],
+        directions=directions,
         probes=direction.probes(states, group),
         shards=[count_shards(p) for p in parameters],
+        new=any(p not in optimizer.state for p in parameters),
+        idle=[{key: local_shard(tensor) for key, tensor in state.items()} for state in idle],
     )
+
+
+def _check_shapes(direction: Direction, method: str, answer: Any, like: Tensors) -> None:
+    # A tensor is a sequence too, of its rows.
+    listed = isinstance(answer, list | tuple) and all(isinstance(tensor, torch.Tensor) for tensor in answer)
+    if not listed or [tensor.shape for tensor in answer] != [tensor.shape for tensor in like]:
+        shapes = [tuple(tensor.shape) for tensor in answer] if listed else type(answer).__name__
+        raise ConfigurationError(
+            f"{direction!r}.{method} returned {shapes} for gradients of the shapes "
+            f"{[tuple(tensor.shape) for tensor in like]}. It must return a list with one tensor of the same shape for "
+            "each gradient."
+        )
 
 
 def _gradient(optimizer: LineSearch, parameter: torch.Tensor) -> torch.Tensor:
@@ -196,10 +243,10 @@ def _gradient(optimizer: LineSearch, parameter: torch.Tensor) -> torch.Tensor:
     assert grad is not None
     if not grad.is_sparse:
         return align_gradient(grad.detach(), parameter)
-    if optimizer.direction.moments(parameter):
+    if optimizer.direction.moments(parameter.new_empty(0)):
         raise ConfigurationError(
-            f"{type(optimizer).__name__} keeps moments and cannot use sparse gradients. Build the embedding with "
-            "sparse=False, or use SGDSLS, which has none."
+            f"{optimizer.direction!r} keeps moments and cannot use sparse gradients. Build the embedding with "
+            "sparse=False, or use armijo.SGDSLS, whose direction keeps none."
         )
     return grad.detach().coalesce().to_dense()
 

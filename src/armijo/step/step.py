@@ -20,11 +20,13 @@ from armijo.evaluation.reduction import Reduction
 from armijo.interrupts import Interrupts
 from armijo.observers.report import ComponentReport, SearchReport, StepReport
 from armijo.search.memory import Memory, ScratchMemory, copy_memory, plain_value
-from armijo.search.values import Derivatives, Outcome, SearchResult, Status, Trial
+from armijo.search.values import Outcome, SearchResult, Status, Trial
 from armijo.snapshot import Snapshot, Tensors
 from armijo.step.baseline import evaluate_baseline
+from armijo.step.block import Block, Decision
 from armijo.step.guards import WriteGuard, parameters_of
-from armijo.step.lines import ComponentLine, compute_lines
+from armijo.step.lines import ComponentLine, compute_lines, largest_number, loss_sign
+from armijo.step.warnings import warn_about_half_precision, warn_about_other_ranks
 
 if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
@@ -45,25 +47,6 @@ class StepResult:
     loss: torch.Tensor
     report: StepReport
     reduction: Reduction
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What was decided about one component after the search.
-
-    Args:
-        step_size: η to keep after the step.
-        applied: η to move with; 0 to stay.
-        status: how its search ended.
-        trials: how many trials its search took.
-        trial_loss: the loss at the accepted step size, if one was accepted.
-    """
-
-    step_size: float
-    applied: float
-    status: Status
-    trials: int = 0
-    trial_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +81,10 @@ def take_step(
     objective = baseline.objective
     # Known from here on, so that a later closure that fails before it reaches the model can still tell the others.
     optimizer._reduction = objective.reduction
+    if not optimizer._warned:
+        optimizer._warned = True
+        warn_about_half_precision(optimizer.param_groups, baseline.loss)
+        warn_about_other_ranks(objective.reduction)
     with torch.no_grad():
         try:
             lines = compute_lines(optimizer, objective)
@@ -128,61 +115,53 @@ def _search(
 ) -> Plan:
     """Search the blocks that are selected; every other component keeps its first step size."""
     first_group = optimizer.param_groups[0]
-    memory = copy_memory(first_group, {**optimizer.selection.defaults(), **optimizer.merging.defaults()})
-    numbers = (number for each in lines for number in (each.line.loss, each.line.slope))
-    if not all(math.isfinite(number) for number in numbers):
+    memory = copy_memory(first_group, [*optimizer.selection.defaults(), *optimizer.merging.defaults()])
+    if not all(each.line.finite for each in lines):
         return Plan(tuple(Decision(each.previous, 0.0, Status.NONFINITE) for each in lines), memory)
-    decisions = [Decision(each.first, each.first, Status.UNSEARCHED) for each in lines]
+    found: dict[int, Decision] = {}
     searches: list[SearchResult] = []
-    selected = optimizer.selection.blocks([each.line for each in lines], first_group["steps"], memory)
-    for block in _checked_blocks(optimizer, selected, len(lines)):
+    steps = first_group["steps"]
+    selected = optimizer.selection.blocks([each.line for each in lines], steps, memory)
+    for places in _checked_blocks(optimizer, selected, len(lines)):
+        # What an earlier block of this step found is where a later one starts; a component that stays, stays.
+        first = {place: found[place].applied if place in found else lines[place].first for place in places}
+        if not any(first.values()):
+            continue
         moved = {
-            place: (decisions[place].applied, lines[place].preview_updates(optimizer.direction))
-            for place in optimizer.selection.moved_before(block)
+            place: (
+                found.get(place, _unsearched(lines[place])).applied,
+                lines[place].preview_updates(optimizer.direction),
+            )
+            for place in _checked_moved_before(optimizer, places, len(lines))
         }
-        start = {place: decisions[place] for place in block}
-        # What an earlier block of this step found is where a later one starts; what has failed stays.
-        if any(decision.applied > 0 for decision in start.values()):
-            result, decided = _search_block(optimizer, lines, start, moved, objective, interrupts)
-            searches.append(result)
-            for place, decision in decided.items():
-                decisions[place] = decision
-    optimizer.selection.remember(searches, memory)
+        block = Block.of(lines, first)
+        result = _search_block(optimizer, block, moved, lines, objective, interrupts)
+        searches.append(result)
+        found |= {place: _decide_component(block, place, found.get(place), result) for place in places}
+    optimizer.selection.remember(searches, steps, memory)
+    decisions = (found.get(place, _unsearched(each)) for place, each in enumerate(lines))
     return Plan(tuple(decisions), memory, tuple(searches))
+
+
+def _unsearched(each: ComponentLine) -> Decision:
+    """A component that is in no block moves with its first step size, but not uphill."""
+    if each.line.slope < 0:
+        return Decision(each.previous, 0.0, Status.ASCENT)
+    return Decision(each.first, each.first, Status.UNSEARCHED)
 
 
 def _search_block(
     optimizer: LineSearch,
-    lines: Sequence[ComponentLine],
-    start: Mapping[int, Decision],
+    block: Block,
     moved: Mapping[int, tuple[float, Tensors]],
+    lines: Sequence[ComponentLine],
     objective: Objective,
     interrupts: Interrupts,
-) -> tuple[SearchResult, dict[int, Decision]]:
-    """One search: the components of a block move with one scalar over given ratios.
-
-    Of the other components those in `moved` have moved already, and the rest stay at w_k.
-    """
-    block = {place: lines[place] for place in start}
-    first = max(decision.applied for decision in start.values())
-    ratios = {place: decision.applied / first for place, decision in start.items()}
-    reach = min(each.reach for each in block.values())
-    one = next(iter(block.values()))
-    line = replace(
-        one.line,
-        slope=sum((ratios[place] * each.line.slope for place, each in block.items()), 0.0),
-        longest=min([reach, *(each.cap / ratios[place] for place, each in block.items() if ratios[place] > 0)]),
-        derivatives=Derivatives(
-            {name: sum((each.line.derivatives[name] for each in block.values()), 0.0) for name in one.line.derivatives}
-        ),
-    )
+) -> SearchResult:
+    """One search. Of the components outside the block those in `moved` have moved, and the rest stay at w_k."""
     trials: list[Trial] = []
-
-    def scaled(step_size: float) -> dict[int, float]:
-        # The ratios respect the caps already, up to a rounding error.
-        return {place: min(ratios[place] * step_size, each.cap) for place, each in block.items()}
-
-    with Snapshot({place: lines[place].parameters for place in (*block, *moved)}) as snapshot:
+    memory = ScratchMemory(next(iter(block.members.values())).memory)
+    with Snapshot({place: lines[place].parameters for place in (*block.members, *moved)}) as snapshot:
         evaluate_at = _evaluator(optimizer, objective, interrupts, snapshot)
 
         def evaluate(step_size: float, along: str | None = None) -> float:
@@ -190,34 +169,41 @@ def _search_block(
             if math.isnan(step_size):
                 raise ConfigurationError(f"{optimizer.search!r} tried the step size NaN; trials need a number.")
             loss = math.inf
-            if abs(step_size) <= reach:
-                sizes = scaled(step_size) if along is None else dict.fromkeys(block, step_size)
-                moves = {place: (sizes[place], each.vectors(along)) for place, each in block.items()}
-                loss = evaluate_at({**moved, **moves})
+            if abs(step_size) <= block.reach:
+                loss = evaluate_at({**moved, **block.moves(step_size, along)})
             if along is None:
                 trials.append(Trial(step_size, loss))
             return loss
 
-        memory = ScratchMemory(one.memory)
-        outcome = _checked_outcome(optimizer, optimizer.search.search(line, first, evaluate, memory), trials)
-    written = memory.written
-    decided: dict[int, Decision] = {}
-    for place, step_size in scaled(outcome.step_size).items():
-        each, n_trials = block[place], start[place].trials + len(trials)
-        each.memory.update(copy_memory(written, written))
-        if step_size > 0:
-            decided[place] = Decision(step_size, step_size, outcome.status, n_trials, outcome.loss)
-        elif outcome.step_size == 0:
-            decided[place] = Decision(each.previous, 0.0, outcome.status, n_trials)
-    return SearchResult(tuple(block), line, first, outcome, tuple(trials)), decided
+        outcome = optimizer.search.search(block.line, block.first, evaluate, memory)
+    outcome = _checked_outcome(optimizer, outcome, trials)
+    if moved and outcome.status is Status.NONDETERMINISTIC:
+        # At η = 0 the others have moved all the same, so that loss is not f_k.
+        outcome = replace(outcome, status=Status.EXHAUSTED)
+    for each in block.members.values():
+        each.memory.update(copy_memory(memory.written))
+    return SearchResult(tuple(block.members), block.line, block.first, outcome, tuple(trials))
+
+
+def _decide_component(block: Block, place: int, before: Decision | None, result: SearchResult) -> Decision:
+    """What a search has decided about a component, after an earlier search of the same step or none."""
+    each, outcome = block.members[place], result.outcome
+    step_size = block.step_sizes(outcome.step_size)[place]
+    trials = len(result.trials) + (before.trials if before else 0)
+    if step_size > 0:
+        return Decision(step_size, step_size, outcome.status, trials, outcome.loss)
+    if before and outcome.step_size > 0:
+        # An earlier search of this step found nothing for it, and it was no part of this one.
+        return replace(before, trials=trials)
+    # It stays, and keeps the step size from before the search.
+    return Decision(before.step_size if before else each.previous, 0.0, outcome.status, trials)
 
 
 def _evaluator(
     optimizer: LineSearch, objective: Objective, interrupts: Interrupts, snapshot: Snapshot
 ) -> Callable[[Mapping[int, tuple[float, Tensors]]], float]:
     """A function that moves the parameters and returns the loss there, `inf` where it is not finite."""
-    parameters = parameters_of(optimizer.param_groups)
-    sign = -1.0 if optimizer.param_groups[0]["maximize"] else 1.0
+    parameters, sign = parameters_of(optimizer.param_groups), loss_sign(optimizer)
 
     def evaluate(moves: Mapping[int, tuple[float, Tensors]]) -> float:
         def move_and_evaluate() -> list[float]:
@@ -250,6 +236,16 @@ def _checked_blocks(optimizer: LineSearch, selected: Any, n: int) -> tuple[tuple
     return blocks
 
 
+def _checked_moved_before(optimizer: LineSearch, block: tuple[int, ...], n: int) -> tuple[int, ...]:
+    moved = tuple(optimizer.selection.moved_before(block))
+    if not set(moved) <= set(range(n)) - set(block):
+        raise ConfigurationError(
+            f"{optimizer.selection!r} says that {moved} have moved before the block {block}. These are places in "
+            f"0..{n - 1} outside the block."
+        )
+    return moved
+
+
 def _checked_outcome(optimizer: LineSearch, outcome: Any, trials: Sequence[Trial]) -> Outcome:
     if not isinstance(outcome, Outcome) or not isinstance(outcome.status, Status):
         raise ConfigurationError(f"{optimizer.search!r} returned {outcome!r}; it must return an Outcome with a Status.")
@@ -277,11 +273,13 @@ def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
     for each, decision in zip(lines, plan.decisions, strict=True):
         for group in each.groups:
             distance = group.lr * decision.applied
-            if distance > min((torch.finfo(p.dtype).max for p in group.parameters), default=math.inf):
+            if distance > largest_number(group.parameters):
                 raise ConfigurationError(
                     f"The step size {distance:.3g} of component {each.component.label!r} is more than its parameters' "
                     "number format can hold. Cap it with max_step_size."
                 )
+            if group.new:
+                group.check_update(optimizer.direction)
     merge = optimizer.merging.propose([decision.step_size for decision in plan.decisions], plan.memory)
     if merge is not None:
         whole = isinstance(merge, Merge) and isinstance(merge.kept, int) and isinstance(merge.absorbed, int)
@@ -309,7 +307,9 @@ def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
     for each, decision in zip(lines, plan.decisions, strict=True):
         for group in each.groups:
             group.group["step_size"] = decision.step_size
-            group.group.update(copy_memory(each.memory, each.memory))
+            group.group.update(copy_memory(each.memory))
+            if group.idle:
+                optimizer.direction.record_step(group.idle, [], 0.0)
             if not group.parameters:
                 continue
             optimizer.state.update(group.kept)
@@ -327,20 +327,20 @@ def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
         for group in (*kept.groups, *absorbed.groups):
             group.group["component"] = kept.component.label
             group.group["step_size"] = plan.merge.step_size
-            group.group.update(copy_memory(kept.memory, kept.memory))
+            group.group.update(copy_memory(kept.memory))
     _write_to_all(optimizer, {**plan.memory, "steps": optimizer.param_groups[0]["steps"] + 1})
 
 
 def _write_to_all(optimizer: LineSearch, numbers: Memory) -> None:
     for group in optimizer.param_groups:
-        group.update(copy_memory(numbers, numbers))
+        group.update(copy_memory(numbers))
 
 
 # --------------------------------------------------------------------------------------------------------------- report
 
 
 def _report(optimizer: LineSearch, objective: Objective, lines: Sequence[ComponentLine], plan: Plan) -> StepReport:
-    shared = optimizer.param_groups[0]
+    shared, sign = optimizer.param_groups[0], loss_sign(optimizer)
     nonfinite = plan.decisions[0].status is Status.NONFINITE
     merges: tuple[tuple[str, str], ...] = ()
     if plan.merge is not None:
@@ -355,7 +355,7 @@ def _report(optimizer: LineSearch, objective: Objective, lines: Sequence[Compone
                 step_size=decision.step_size,
                 slope=each.line.slope,
                 trials=decision.trials,
-                trial_loss=decision.trial_loss,
+                trial_loss=None if decision.trial_loss is None else sign * decision.trial_loss,
             )
             for each, decision in zip(lines, plan.decisions, strict=True)
         ),
@@ -366,7 +366,7 @@ def _report(optimizer: LineSearch, objective: Objective, lines: Sequence[Compone
                 first_step_size=search.first_step_size,
                 step_size=search.outcome.step_size,
                 slope=search.line.slope,
-                trials=search.trials,
+                trials=tuple(Trial(trial.step_size, sign * trial.loss) for trial in search.trials),
             )
             for search in plan.searches
         ),

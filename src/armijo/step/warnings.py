@@ -1,4 +1,4 @@
-"""Warnings about how an optimizer is used, logged at its construction or after its first step."""
+"""Warnings about how an optimizer is used, logged at its construction or in its first step."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def warn_about_learning_rate(groups: Sequence[Mapping[str, Any]]) -> None:
     factors = [factor for group in groups if 0 < (factor := float(group["lr"])) < _LEAST_FACTOR]
     if factors:
         logger.warning(
-            "lr is %g. It is no learning rate here, but multiplies each step size that the search finds, so that the "
-            "model hardly moves. Leave it out; what bounds the step sizes is max_step_size.",
+            "lr is %g. Here lr is not a learning rate: it multiplies each step size that the search finds, so the "
+            "model hardly moves. Leave it out; to bound the step sizes, set max_step_size.",
             min(factors),
         )
 
