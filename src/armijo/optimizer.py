@@ -124,7 +124,7 @@ class LineSearch(Optimizer):
             "format": FORMAT,
         }
         for names in (direction.defaults(), combine_memory(search, selection, merging)):
-            taken = sorted(names.keys() & {*defaults, "params", "component", "param_names"})
+            taken = sorted(names.keys() & {*defaults, "params", "component", "param_names", "initial_lr", "differentiable"})
             if taken:
                 raise ConfigurationError(
                     f"A part names {', '.join(taken)} in its defaults(), which means something else in a parameter "
