@@ -7,6 +7,8 @@ import inspect
 import io
 import pkgutil
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -42,10 +44,12 @@ def words(text: str) -> str:
 def test_the_examples_of_a_page_run_and_print_what_it_shows(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     torch.manual_seed(0)
-    program: dict[str, object] = {"__name__": "__main__"}  # later blocks use what earlier ones made
+    # Later blocks use what earlier ones made, and pickle finds their classes.
+    program = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", program)
     for code, output in blocks(page):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(code, page.name, "exec"), program)
+            exec(compile(code, page.name, "exec"), vars(program))
         assert not output or words(printed.getvalue()) == words(output), printed.getvalue()
 
 

@@ -61,6 +61,25 @@ LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "armijo.recipes": (("armijo.search", "armijo.components", "armijo.directions", "armijo.optimizer"), TORCH),
     "armijo.paper": (("armijo.search", "armijo.components", "armijo.directions", "armijo.optimizer"), TORCH),
+    "armijo.testing": (
+        (
+            "armijo.errors",
+            "armijo.interrupts",
+            "armijo.families",
+            "armijo.checks",
+            "armijo.search",
+            "armijo.components",
+            "armijo.evaluation",
+            "armijo.directions",
+            "armijo.snapshot",
+            "armijo.observers",
+            "armijo.step",
+            "armijo.optimizer",
+            "armijo.recipes",
+            "armijo.paper",
+        ),
+        TORCH,
+    ),
     "armijo.integrations": (("armijo",), ANY),
     "armijo": (("armijo",), TORCH),
     "armijo_lab": (("armijo", "armijo_lab"), ANY),
@@ -130,6 +149,11 @@ def test_the_library_imports_nothing_that_needs_another_package() -> None:
         if within(module, "armijo") and not any(within(module, optional) for optional in OPTIONAL):
             for imported in imports(path):
                 assert not any(within(imported, optional) for optional in OPTIONAL), module
+
+
+def test_nothing_imports_the_checks_for_parts_of_users() -> None:
+    for module, path in modules().items():
+        assert module == "armijo.testing" or "armijo.testing" not in imported_modules(path), module
 
 
 def test_results_never_train() -> None:

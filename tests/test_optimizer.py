@@ -248,11 +248,6 @@ def _drop(weight: nn.Parameter) -> None:
 
 
 def contract_breakers(weight: nn.Parameter) -> dict[str, tuple[Callable[[], Any], str]]:
-    def backward() -> torch.Tensor:
-        loss = weight.square().sum()
-        loss.backward(retain_graph=True)
-        return loss
-
     def meddle() -> torch.Tensor:
         with torch.no_grad():
             weight.add_(0)
@@ -264,7 +259,6 @@ def contract_breakers(weight: nn.Parameter) -> dict[str, tuple[Callable[[], Any]
         "a vector": (lambda: weight.square(), r"shape \(3,\)"),
         "no graph": (lambda: weight.square().sum().detach(), "no graph"),
         "complex": (lambda: weight.sum() * 1j, "complex64"),
-        "backward": (backward, "ran backward"),
         "changed parameters": (meddle, "changed the parameters"),
         "zero_grad, to zero": (lambda: _after(_zero, weight), "changed the gradients"),
         "zero_grad, to None": (lambda: _after(_drop, weight), "changed the gradients"),
@@ -616,7 +610,7 @@ def test_a_learning_rate_that_was_brought_along_is_spoken_of(make: Any, caplog: 
     assert caplog.records == []
     make([weight], lr=2e-5)
     make([{"params": [weight], "lr": torch.tensor(1e-3)}])
-    assert [record.getMessage().partition(" It ")[0] for record in caplog.records] == ["lr is 2e-05.", "lr is 0.001."]
+    assert [record.getMessage().partition(" Here ")[0] for record in caplog.records] == ["lr is 2e-05.", "lr is 0.001."]
 
 
 def test_plasls_with_one_component_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -65,8 +65,8 @@ def check_group(
         memory: what the parts remember, with its first values.
 
     Raises:
-        ConfigurationError: a value is out of its range, a parameter is complex, or the group would climb where the
-            first descends.
+        ConfigurationError: a value is out of its range, a parameter is complex or occurs twice, or the group would
+            climb where the first descends.
     """
     check_values(group, direction, memory)
     for parameter in group["params"]:
@@ -75,6 +75,15 @@ def check_group(
                 "armijo does not optimize complex parameters. Hold the real and imaginary parts as a real "
                 "parameter and combine them with torch.view_as_complex in the forward pass."
             )
+    names = group.get("param_names", range(len(group["params"])))
+    seen: dict[int, object] = {}
+    for name, parameter in zip(names, group["params"], strict=True):
+        if id(parameter) in seen:
+            raise ConfigurationError(
+                f"A group holds one parameter twice, as {seen[id(parameter)]} and {name}, and would move it twice. "
+                "Pass each parameter once; model.parameters() leaves out what is tied."
+            )
+        seen[id(parameter)] = name
     if not isinstance(group["maximize"], bool):
         raise ConfigurationError(f"maximize is {group['maximize']!r}; it must be True or False.")
     if group["maximize"] != first["maximize"]:
@@ -225,7 +234,7 @@ def _check_moments(
         if key not in parameters:
             raise ConfigurationError(f"it holds moments of a parameter {key!r} that is in none of its groups.")
         parameter = parameters[key]
-        expected = {"step", *direction.moments(parameter.new_empty(0))}
+        expected = {"step", *direction.moments(parameter.new_empty([0] * parameter.ndim))}
         if not isinstance(entry, Mapping) or entry.keys() != expected:
             kept = ", ".join(sorted(map(str, entry))) if isinstance(entry, Mapping) else type(entry).__name__
             raise ConfigurationError(

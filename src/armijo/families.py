@@ -14,7 +14,7 @@ _FAMILIES = {
         "armijo.Direction",
         ("defaults", "validate", "moments", "search_direction", "update", "record_step", "probes"),
     ),
-    "search": ("armijo.Search", ("initial_step_size", "defaults", "first_step_size", "search")),
+    "search": ("armijo.Search", ("initial_step_size", "defaults", "first_step_size", "search", "without_search")),
     "criterion": ("armijo.Criterion", ("defaults", "violation", "remember")),
     "guess": ("armijo.Guess", ("initial_step_size", "defaults", "next", "remember")),
     "selection": ("armijo.Selection", ("defaults", "blocks", "remember", "merged", "moved_before")),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -124,7 +123,9 @@ class LineSearch(Optimizer):
             "format": FORMAT,
         }
         for names in (direction.defaults(), combine_memory(search, selection, merging)):
-            taken = sorted(names.keys() & {*defaults, "params", "component", "param_names", "initial_lr", "differentiable"})
+            taken = sorted(
+                names.keys() & {*defaults, "params", "component", "param_names", "initial_lr", "differentiable"}
+            )
             if taken:
                 raise ConfigurationError(
                     f"A part names {', '.join(taken)} in its defaults(), which means something else in a parameter "
@@ -140,7 +141,7 @@ class LineSearch(Optimizer):
         """The components, in order of their places: the label and the indices into `param_groups` of each."""
         return self.partition.components([group["component"] for group in self.param_groups])
 
-    @cached_property
+    @property
     def memory_defaults(self) -> Memory:
         """What the parts remember in each parameter group, by key, with its first values."""
         return combine_memory(self.search, self.selection, self.merging)
@@ -243,6 +244,7 @@ class LineSearch(Optimizer):
     def _start_observing(self) -> None:
         self.report: StepReport | None = None
         self._warned = False
+        self._differentiates = False
         self._reduction = ALONE
         self._observers: OrderedDict[int, Observer] = OrderedDict()  # a plain dict takes no weak reference
         self.register_observer(HealthMonitor(maximize=self.param_groups[0]["maximize"]))

@@ -48,6 +48,14 @@ class Snapshot:
                 self._moved.add(place)
                 torch._foreach_add_(self._parameters[place], vectors, alpha=-step_size)
 
+    def differs(self) -> bool:
+        """Whether a parameter is somewhere else than at w₀."""
+        return any(
+            not torch.equal(parameter, start)
+            for place in self._moved
+            for parameter, start in zip(self._parameters[place], self._start[place], strict=True)
+        )
+
     @torch.no_grad()
     def restore(self) -> None:
         """Put every place back to w₀."""

@@ -1,4 +1,7 @@
-"""The contract of directions: every member must pass; with a fixed step size each is torch's own optimizer."""
+"""Only of the library's own directions: with a fixed step size each is torch's own optimizer.
+
+`test_testing.py` checks them against the contract of directions.
+"""
 
 from functools import partial
 from typing import Any
@@ -7,18 +10,8 @@ import pytest
 import torch
 
 import armijo
-from contracts.extensions import AdaBelief, HeavyBall, Lion
+from contracts.extensions import HeavyBall
 
-DIRECTIONS = [
-    armijo.GradientDirection(),
-    armijo.AdamDirection(),
-    armijo.AdamDirection((0.5, 0.9), 1e-3),
-    armijo.AdamDirection((0.0, 0.999)),
-    armijo.KeepLastStep(armijo.GradientDirection()),
-    armijo.KeepLastStep(armijo.AdamDirection()),
-    Lion(),
-    AdaBelief(),
-]
 every = pytest.mark.parametrize
 
 
@@ -27,75 +20,8 @@ def tensors(seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]
     return [torch.randn(shape, generator=generator, dtype=dtype) for shape in ((3, 4), (5,), ())]
 
 
-def fresh(direction: Any, like: list[torch.Tensor]) -> list[dict[str, Any]]:
-    return [{"step": torch.tensor(0.0), **direction.moments(t)} for t in like]
-
-
 def slope(grads: list[torch.Tensor], directions: list[torch.Tensor]) -> float:
     return sum(float((g * d).sum()) for g, d in zip(grads, directions, strict=True))
-
-
-def slopes_over_commits(direction: Any, commits: int = 12) -> list[float]:
-    """⟨g, d⟩ at each of several steps: every fourth gradient is short and opposes those before it."""
-    group = direction.defaults()
-    states = fresh(direction, tensors(0))
-    found = []
-    for k in range(commits):
-        grads = [(-0.1 if k % 4 == 3 else 1.0) * grad for grad in tensors(k // 4)]
-        scratch = direction.search_direction(grads, states, group)
-        found.append(slope(grads, scratch))
-        for state in states:
-            state["step"] += 1
-        direction.update(grads, states, [d.clone() for d in scratch], group)
-    return found
-
-
-@every("direction", DIRECTIONS, ids=repr)
-@every("commits", [0, 1, 5])
-def test_the_search_phase_writes_nothing(direction: Any, commits: int) -> None:
-    group, states = direction.defaults(), fresh(direction, tensors(0))
-    for k in range(commits):
-        for state in states:
-            state["step"] += 1
-        direction.update(tensors(k), states, direction.search_direction(tensors(k), states, group), group)
-    grads = tensors(99)
-    before = [{key: value.clone() for key, value in state.items()} for state in states]
-    kept = [grad.clone() for grad in grads]
-    directions = direction.search_direction(grads, states, group)
-    probes = direction.probes(states, group)
-    assert all(torch.equal(state[key], old[key]) for state, old in zip(states, before, strict=True) for key in old)
-    assert all(torch.equal(a, b) for a, b in zip(grads, kept, strict=True))
-    assert [d.shape for d in directions] == [g.shape for g in grads]
-    for vectors in probes.values():
-        assert [v.shape for v in vectors] == [g.shape for g in grads]
-
-
-@every("direction", DIRECTIONS, ids=repr)
-def test_it_descends_fresh_and_after_several_commits(direction: Any) -> None:
-    assert min(slopes_over_commits(direction)) > 0
-
-
-def test_the_contract_notices_a_direction_that_climbs_after_some_commits() -> None:
-    slopes = slopes_over_commits(HeavyBall())
-    assert slopes[0] > 0, "fresh it is the gradient"
-    assert min(slopes) < 0
-
-
-@every("direction", DIRECTIONS, ids=repr)
-def test_the_commit_writes_the_moments_in_place(direction: Any) -> None:
-    grads, group = tensors(0), direction.defaults()
-    states = fresh(direction, grads)
-    held = [dict(state) for state in states]
-    kept = [grad.clone() for grad in grads]
-    for k in range(3):
-        scratch = [d.clone() for d in direction.search_direction(grads, states, group)]
-        for state in states:
-            state["step"] += 1
-        updates = direction.update(grads, states, scratch, group)
-        assert len(updates) == len(grads), k
-        assert all(torch.equal(a, b) for a, b in zip(grads, kept, strict=True))
-        assert all(state[key] is old[key] for state, old in zip(states, held, strict=True) for key in old)
-    assert all(state.keys() == {"step", *direction.moments(g)} for state, g in zip(states, grads, strict=True))
 
 
 @every("lr", [1.0, 0.5])

@@ -463,6 +463,42 @@ class FailsInTheCommit(armijo.AdamDirection):
         raise armijo.ConfigurationError("as asked for")
 
 
+class Halves(armijo.Jointly):
+    def blocks(self, lines: Any, step: int, memory: Any) -> Any:
+        return ((0.0,),)
+
+
+class NowhereBefore(armijo.EachAlone):
+    def moved_before(self, block: Any) -> Any:
+        return None
+
+
+class Nothing(armijo.FixedStep):
+    def search(self, line: Any, first: float, evaluate: Any, memory: Any) -> Any:
+        return armijo.Outcome(None, armijo.Status.UNSEARCHED)  # pyright: ignore[reportArgumentType]
+
+
+class TooFar(armijo.FixedStep):
+    def search(self, line: Any, first: float, evaluate: Any, memory: Any) -> armijo.Outcome:
+        evaluate(7.0)
+        return armijo.Outcome(first, armijo.Status.UNSEARCHED)
+
+
+class Sizeless(armijo.NeverMerge):
+    def propose(self, step_sizes: Any, memory: Any) -> Any:
+        return armijo.Merge(0, 1, None)  # pyright: ignore[reportArgumentType]
+
+
+class Scalars(armijo.GradientDirection):
+    def probes(self, states: Any, group: Any) -> Any:
+        return {"far": [torch.ones(()) for _ in states]}
+
+
+class SometimesProbes(armijo.GradientDirection):
+    def probes(self, states: Any, group: Any) -> Any:
+        return {"far": [torch.ones(()) for _ in states]} if states else {}
+
+
 class Moved(armijo.EachAlone):
     def moved_before(self, block: tuple[int, ...]) -> tuple[int, ...]:
         return block
@@ -543,6 +579,16 @@ def test_two_parts_with_one_name_are_refused() -> None:
         ({"direction": OneTooFew()}, "search_direction returned .* one tensor of the same shape"),
         ({"direction": Flat()}, r"update returned .* for gradients"),
         ({"direction": FailsInTheCommit()}, "as asked for"),
+        ({"selection": Halves()}, r"selected the block \(0\.0,\)"),
+        ({"selection": NowhereBefore(0)}, "None have moved before"),
+        ({"search": Nothing(1.0)}, "found the step size None"),
+        ({"merging": Sizeless()}, "a finite step size > 0"),
+        ({"direction": Scalars()}, "probes returned .* one tensor of the same shape"),
+        ({"direction": SometimesProbes()}, "probes names far for a parameter group, and none for no parameters"),
+        (
+            {"search": TooFar(1.0), "max_step_size": 5.0},
+            "tried the step size 7.0; the longest allowed here is line.longest, 5.0",
+        ),
         ({"selection": Moved(0)}, r"\(0,\) have moved before the block \(0,\)"),
         ({"search": JudgedByNextBatch()}, "last_step"),
     ],
@@ -630,6 +676,32 @@ def test_each_search_is_reported_with_its_trials() -> None:
     assert [search.components for search in optimizer.report.searches] == [(c.label,) for c in optimizer.components]
     assert optimizer.report.forwards == 1 + sum(len(search.trials) for search in optimizer.report.searches)
     assert [len(s.trials) for s in optimizer.report.searches] == [c.trials for c in optimizer.report.components]
+
+
+def test_memory_may_be_written_in_every_way_of_a_dict() -> None:
+    from armijo.search.memory import ScratchMemory
+
+    memory = ScratchMemory({"a": 0, "b": [1], "c": 2, "d": 3, "e": 4})
+    memory |= {"a": 1}
+    memory["b"].append(2)
+    memory.update(c=3)
+    assert memory.setdefault("d", 9) == 3
+    assert memory.setdefault("new", 5) == 5
+    assert memory.written == {"a": 1, "b": [1, 2], "c": 3, "new": 5}
+
+
+@dataclass(frozen=True)
+class MomentsOfMatrices(armijo.GradientDirection):
+    def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"m": torch.zeros_like(parameter)} if parameter.ndim > 1 else {}
+
+
+def test_moments_may_depend_on_the_number_of_dimensions() -> None:
+    problem = Problem()
+    optimizer = line_search(problem, direction=MomentsOfMatrices())
+    optimizer.step(problem.closure())
+    twin = carry_state_dict(optimizer, lambda: line_search(problem, direction=MomentsOfMatrices()))
+    assert [set(state) for state in twin.state.values()] == [set(state) for state in optimizer.state.values()]
 
 
 def test_the_last_step_of_a_parameter_without_a_gradient_is_none() -> None:

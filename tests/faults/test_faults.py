@@ -361,6 +361,47 @@ def test_a_flat_loss_moves_nothing_and_searches_nothing(kind: Any, flat: Any) ->
     assert weight.min() > 1
 
 
+FLAT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "no gradient": lambda loss: loss * 0,
+    "constant": lambda loss: loss * 0 + 3.0,
+    "exactly 0, with a slope": lambda loss: loss - loss.detach(),
+    "a slope too small to search": lambda loss: loss * 1e-9 + 3.0,
+}
+
+
+@every("kind", RECOMMENDED, ids=name_of)
+@every("selection", [None, armijo.Cycle(0), armijo.EachAlone(0), armijo.Every(2)], ids=repr)
+@every("flat", FLAT.values(), ids=FLAT)
+@every("weight_decay", [0.0, 0.1])
+def test_what_no_trial_can_test_does_not_move_after_ordinary_steps_either(
+    kind: Any, selection: Any, flat: Any, weight_decay: float
+) -> None:
+    problem = Problem(dtype=torch.float64)
+    options = {} if selection is None else {"selection": selection}
+    optimizer = kind(problem.groups(), weight_decay=weight_decay, **options)
+    for _ in range(3):
+        optimizer.step(problem.closure())
+    for _ in range(3):
+        before = [p.detach().clone() for p in problem.model.parameters()]
+        sizes = [group["step_size"] for group in optimizer.param_groups]
+        closure = problem.closure()
+        optimizer.step(lambda closure=closure: flat(closure()))
+        assert set(statuses(optimizer)) == {"skipped"}
+        assert optimizer.report.forwards == 1
+        assert all(map(torch.equal, before, problem.model.parameters()))
+        assert [group["step_size"] for group in optimizer.param_groups] == sizes
+    optimizer.step(problem.closure())
+    assert optimizer.report.step == 7
+
+
+@every("kind", RECOMMENDED, ids=name_of)
+def test_a_first_guess_that_nothing_has_tested_is_not_taken(kind: Any) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = kind([weight])
+    optimizer.step(lambda: (weight - weight.detach()).sum())  # exactly 0, with a slope
+    assert torch.equal(weight, torch.ones(3))
+
+
 @every("kind", RECOMMENDED, ids=name_of)
 def test_a_loss_of_zero_with_a_slope_is_left_alone(kind: Any) -> None:
     """f = 0 is taken for the minimum of a loss that cannot be negative, as in the paper."""

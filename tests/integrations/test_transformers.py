@@ -146,6 +146,61 @@ def test_a_trainer_that_overrides_compute_loss(tmp_path: Path) -> None:
     assert all(map(torch.equal, parameters(model), parameters(twin)))
 
 
+class Weighted(ArmijoTrainer):
+    """As transformers' documentation shows it: the mixin stands behind this class."""
+
+    _get_train_sampler = InOrder._get_train_sampler
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = weighted(outputs, labels)
+        self.log({"seen": float(loss.detach())})
+        return (loss, outputs) if return_outputs else loss
+
+
+class OwnStep(Weighted):
+    """A training step of one's own, which wants the outputs too."""
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        model.train()
+        loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+        assert outputs.logits.requires_grad
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+class OwnLoss(ArmijoTrainer):
+    """A training step that computes its loss past compute_loss."""
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = model(**self._prepare_inputs(inputs)).loss
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+@pytest.mark.parametrize("kind", [Weighted, OwnStep])
+def test_a_class_derived_from_the_trainer_overrides_what_it_likes_and_logs_once_an_update(
+    tmp_path: Path, kind: type[Trainer]
+) -> None:
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    trainer, watch = made(tmp_path, model, kind)
+    trainer.train()
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters()), by_weight))
+    assert all(map(torch.equal, parameters(model), parameters(twin)))
+    seen = [entry["seen"] for entry in trainer.state.log_history if "seen" in entry]
+    assert seen == [report.loss for report in watch.reports]
+    assert "compute_loss" not in vars(trainer)
+
+
+def test_an_update_whose_loss_was_not_recorded_says_why(tmp_path: Path) -> None:
+    trainer, _ = made(tmp_path, bert(), OwnLoss)
+    with pytest.raises(armijo.MissingClosureError, match=r"OwnLoss .*training_step of your own must get its loss from"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulated_gradients(tmp_path: Path, accumulate: int) -> None:
     """Six batches an epoch: with four an update the second of an epoch has two."""

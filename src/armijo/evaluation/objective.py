@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
 
 import torch
-from torch.nn import Module
+from torch.nn import Module, Parameter
+from torch.nn.parallel import DistributedDataParallel
 
 from armijo.errors import ClosureContractError
 from armijo.evaluation.buffers import Buffers
@@ -35,6 +36,7 @@ class RecordedForward:
         weight: the factor of this loss in the objective.
         returned: a weak reference to the tensor that the closure returned. A closure that returns it again evaluates
             nothing.
+        versions: the parameters of its modules, each with torch's count of in-place writes just after it.
     """
 
     closure: Closure
@@ -43,6 +45,7 @@ class RecordedForward:
     buffers: Buffers = field(default_factory=Buffers)
     weight: float = 1.0
     returned: Callable[[], torch.Tensor | None] = lambda: None
+    versions: tuple[tuple[torch.Tensor, int], ...] = ()
 
 
 class Objective:
@@ -82,6 +85,8 @@ class Objective:
         self._closed = False
         self.evaluations = 0
         """Forward passes so far, those of the baseline included."""
+        self.differentiates = False
+        """Whether the closures differentiate inside, so that trials run with gradients enabled."""
 
     @classmethod
     def from_forwards(cls, forwards: Sequence[RecordedForward], *, process_group: Any = None) -> Objective:
@@ -125,7 +130,9 @@ class Objective:
             random.restore()
             raise
         # A copy: a compiled or hand-written forward may use one tensor for all its results.
-        self._forwards.append(RecordedForward(closure, loss.detach().clone(), random, buffers, weight, ref(loss)))
+        self._forwards.append(
+            RecordedForward(closure, loss.detach().clone(), random, buffers, weight, ref(loss), _versions(buffers))
+        )
         self._value = None
         self.evaluations += 1
         return loss
@@ -230,9 +237,7 @@ class Objective:
                 # gathered parameters.
                 torch.clear_autocast_cache()
                 self.reduction.reshard()
-                self.evaluations += 1
-                with _one_kernel():
-                    loss = through(forward.closure)()
+                loss = self._repeat(forward, through)
                 _check_loss(loss, graph=False)
                 if loss is forward.returned() and loss.grad_fn is not None:
                     raise ClosureContractError(
@@ -246,6 +251,22 @@ class Objective:
             torch.clear_autocast_cache()
             self.reduction.reshard()
         return total
+
+    def _repeat(self, forward: RecordedForward, through: Callable[[Closure], Closure]) -> torch.Tensor:
+        self.evaluations += 1
+        if self.differentiates:
+            return _repeat_with_gradients(forward, through)
+        try:
+            with _one_kernel():
+                return through(forward.closure)()
+        except RuntimeError as error:
+            # A gradient penalty, say: the baseline had a graph to differentiate, and this trial has none.
+            if "does not require grad" not in str(error):
+                raise
+        self.differentiates = True
+        forward.buffers.restore()
+        forward.random.restore()
+        return self._repeat(forward, through)
 
     def close(self) -> None:
         """End the step: the recorded losses belong to parameters that have changed."""
@@ -274,6 +295,24 @@ class Objective:
             forward.buffers.restore()
         if generators and self._forwards:
             self._forwards[0].random.restore()
+
+
+def _versions(buffers: Buffers) -> tuple[tuple[torch.Tensor, int], ...]:
+    # Sharded parameters are gathered into other tensors, and have counts of their own.
+    parameters = (p for module in buffers.modules for p in module._parameters.values() if type(p) is Parameter)
+    return tuple((parameter, parameter._version) for parameter in parameters)
+
+
+def _repeat_with_gradients(forward: RecordedForward, through: Callable[[Closure], Closure]) -> torch.Tensor:
+    with ExitStack() as stack:
+        for module in forward.buffers.modules:
+            if isinstance(module, DistributedDataParallel):
+                # It would wait for the backward pass of this forward.
+                stack.enter_context(module.no_sync())
+        stack.enter_context(_one_kernel())
+        stack.enter_context(torch.enable_grad())
+        loss = through(forward.closure)()
+        return loss.detach() if isinstance(loss, torch.Tensor) and loss is not forward.returned() else loss
 
 
 @contextmanager

@@ -11,18 +11,18 @@ import copy
 import functools
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.nn import Module, ModuleDict
 from transformers import Trainer
 
 from armijo import paper
 from armijo.components.splitting import split
-from armijo.errors import ConfigurationError
+from armijo.errors import ConfigurationError, MissingClosureError
 from armijo.evaluation.buffers import Buffers
 from armijo.evaluation.rng import RandomState
 from armijo.integrations.recording import Window, copy_batch
@@ -153,6 +153,7 @@ class ArmijoMixin(_Base):
     _counter: _StepCounter | None = None
     _searcher: LineSearch | None = None
     _detected_loss_scaling = False
+    _is_muted = False
     _handles: tuple[Any, ...] = ()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -172,7 +173,8 @@ class ArmijoMixin(_Base):
                 self.args.max_grad_norm,
             )
         try:
-            return super().train(*args, **kwargs)
+            with self._recording():
+                return super().train(*args, **kwargs)
         finally:
             # An interrupted trainer must not hand what it recorded to the next one that has this optimizer.
             self._release()
@@ -195,35 +197,10 @@ class ArmijoMixin(_Base):
         self._connect(self.optimizer)
         return self.optimizer
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The batches of the next update, whose forwards are to be recorded."""
-        # Where an epoch ends in the middle of an update, the Trainer keeps the gradients for the next one.
-        model: Any = self.model
-        if self._window is None or all(parameter.grad is None for parameter in model.parameters()):
-            self._window = Window()
-        return super().get_batch_samples(*args, **kwargs)
-
-    def compute_loss(self, model: Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The loss, as the trainer computes it; in an update it is recorded."""
-        window = self._window
-        if window is None or not torch.is_grad_enabled() or kwargs.get("return_outputs") or (args and args[0]):
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        above: Callable[..., Any] = super().compute_loss
-        if not self._detected_loss_scaling:
-            self._detected_loss_scaling = True
-            self._detect_loss_scaling(functools.partial(above, model), inputs, *args, **kwargs)
-
-        def forward() -> Tensor:
-            # The trainer takes labels out of its inputs.
-            if torch.is_grad_enabled():
-                return above(model, copy_batch(inputs), *args, **kwargs)
-            with self._preserve_bookkeeping(), self.compute_loss_context_manager():
-                return above(model, copy_batch(inputs), *args, **kwargs)
-
-        return window.record(forward)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with what the searches did since the last time."""
+        """Log, with what the searches did since the last time; nothing while a trial runs."""
+        if self._is_muted:
+            return
         counter = self._counter
         if "loss" in logs and counter is not None and counter.last is not None:
             sizes = {component.label: component.step_size for component in counter.last.components}
@@ -238,6 +215,46 @@ class ArmijoMixin(_Base):
         super().log(logs, *args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------ private
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Record the losses of updates, whichever class defines `compute_loss` and `training_step`."""
+        own = vars(self).get("compute_loss")
+        self.compute_loss = self._recorded(self.compute_loss)
+        try:
+            yield
+        finally:
+            del self.compute_loss
+            if own is not None:
+                self.compute_loss = own
+
+    def _recorded(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(compute_loss)
+        def recorded(model: Module, inputs: Any, return_outputs: bool = False, *args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return compute_loss(model, inputs, return_outputs, *args, **kwargs)
+            if not self._detected_loss_scaling:
+                self._detected_loss_scaling = True
+                self._detect_loss_scaling(functools.partial(compute_loss, model), inputs, *args, **kwargs)
+            outputs: list[Any] = []
+
+            def forward() -> Any:
+                # The trainer takes labels out of its inputs.
+                if not outputs:
+                    answer = compute_loss(model, copy_batch(inputs), return_outputs, *args, **kwargs)
+                    loss, found = answer if return_outputs else (answer, None)
+                    outputs.append(found)
+                    return loss
+                with self._muted(), self.compute_loss_context_manager():
+                    return compute_loss(model, copy_batch(inputs), *args, **kwargs)
+
+            if self._window is None:
+                self._window = Window(parameters=model.parameters)
+            loss = self._window.record(forward)
+            found, outputs[0] = outputs[0], None  # their graph must not outlive the backward pass
+            return (loss, found) if return_outputs else loss
+
+        return recorded
 
     def _refuse(self) -> None:
         why = None
@@ -271,7 +288,7 @@ class ArmijoMixin(_Base):
         if num_items_in_batch is None or not (several and believed):
             return
         buffers, random = Buffers(), RandomState.capture()
-        with torch.no_grad(), buffers.watching(), self._preserve_bookkeeping():
+        with torch.no_grad(), buffers.watching(), self._muted():
             losses = []
             for count in (num_items_in_batch, 2 * num_items_in_batch):
                 losses.append(compute_loss(copy_batch(inputs), num_items_in_batch=count).detach().float())
@@ -319,8 +336,17 @@ class ArmijoMixin(_Base):
     def _pass_objective(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         window, self._window = self._window, None
         itself, *given = args
-        # A checkpoint asks for state with a bare step() too; that must not become a search.
-        if window is None or not window.recorded or any(value is not None for value in (*given, *kwargs.values())):
+        if any(value is not None for value in (*given, *kwargs.values())):
+            return None
+        if window is None or not window.recorded:
+            # A checkpoint asks for state with a bare step() too, with every lr at 0.
+            if any(float(group["lr"]) != 0 for group in optimizer.param_groups):
+                raise MissingClosureError(
+                    f"{type(self).__name__} has an update without a loss that could be searched: no loss from "
+                    "self.compute_loss(model, inputs) has entered a backward pass. A training_step of your own must "
+                    "get its loss from self.compute_loss, where trials evaluate it, and call "
+                    "self.accelerator.backward(loss)."
+                )
             return None
         scaler = getattr(self.accelerator, "scaler", None)
         objective = window.objective(1.0 if scaler is None else scaler.get_scale())
@@ -334,6 +360,16 @@ class ArmijoMixin(_Base):
 
     def _preserve_bookkeeping(self) -> _PreserveAttributes:
         return _PreserveAttributes(self, self.bookkeeping)
+
+    @contextmanager
+    def _muted(self) -> Iterator[None]:
+        """What a trainer does besides computing a loss happens once: in trials it neither logs nor counts."""
+        self._is_muted = True
+        try:
+            with self._preserve_bookkeeping():
+                yield
+        finally:
+            self._is_muted = False
 
 
 class ArmijoTrainer(ArmijoMixin, Trainer):

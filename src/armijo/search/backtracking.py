@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from armijo.errors import ConfigurationError
 from armijo.families import is_number
@@ -46,6 +46,10 @@ class FixedStep(Search):
 
     def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
         """η, unsearched."""
+        return Outcome(first, Status.UNSEARCHED)
+
+    def without_search(self, line: Line, first: float) -> Outcome:
+        """η, unsearched, uphill too: so does the torch optimizer."""
         return Outcome(first, Status.UNSEARCHED)
 
 
@@ -134,14 +138,15 @@ class PaperBacktracking(_Contraction):
     """The paper's backtracking: η ← shrink·η after each failure.
 
     After the `max_trials`-th failure the step is taken with first·shrink^max_trials, itself untried. The step size
-    grows at every step, also where the slope vanishes.
+    grows at every step, also where the slope vanishes; there the step is taken without a search.
 
     Args:
         criterion: which trials suffice.
         guess: where each search starts.
         shrink: the contraction, 0 < shrink < 1.
         max_trials: the most trials, ≥ 1.
-        least_slope: a line with a smaller slope S, or with a loss of exactly 0, is not searched; its step size is used.
+        least_slope: a line with a smaller slope S, or with a loss of exactly 0, is not searched; its grown step size is
+            used.
 
     Raises:
         ConfigurationError: if an argument is out of its range, or the criterion is two-sided.
@@ -155,6 +160,15 @@ class PaperBacktracking(_Contraction):
     def first_step_size(self, step_size: float, line: Line, memory: Memory) -> float:
         """The guess's, whatever the slope."""
         return self.guess.next(step_size, line, memory)
+
+    def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
+        """Search along a line; where there is nothing to search for, use the first step size."""
+        outcome = super().search(line, first, evaluate, memory)
+        return replace(outcome, step_size=first) if outcome.status is Status.SKIPPED else outcome
+
+    def without_search(self, line: Line, first: float) -> Outcome:
+        """`first`, whatever the line."""
+        return Outcome(first, Status.UNSEARCHED)
 
     def find(
         self,

@@ -59,6 +59,14 @@ class Search(Protocol):
         """
         ...
 
+    def without_search(self, line: Line, first: float) -> Outcome:
+        """The outcome for a component that is in no block at this step.
+
+        By default it moves with `first`, which no trial has tested, and stays where the loss does not fall along the
+        line or is exactly 0.
+        """
+        return nothing_to_search(line) or Outcome(first, Status.UNSEARCHED)
+
 
 @dataclass(frozen=True)
 class CriterionSearch(ABC, Search):
@@ -69,8 +77,8 @@ class CriterionSearch(ABC, Search):
     Args:
         criterion: which trials suffice.
         guess: where each search starts.
-        least_slope: a line with a smaller slope S, or with a loss of exactly 0, is not searched; a component whose
-            slope is smaller keeps its step size, because nothing would bound its growth.
+        least_slope: where the slope S is smaller, or the loss exactly 0, nothing is searched, and the component stays
+            and keeps its step size.
 
     Raises:
         ConfigurationError: if an argument is out of its range, or `find` can only shorten a step and the criterion may
@@ -110,10 +118,8 @@ class CriterionSearch(ABC, Search):
 
     def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
         """Search along a line, unless there is nothing to search for."""
-        if line.slope < 0:
-            return Outcome(0.0, Status.ASCENT)
-        if line.loss == 0 or line.slope < self.least_slope:
-            return Outcome(first, Status.SKIPPED)
+        if nothing := nothing_to_search(line, self.least_slope):
+            return nothing
 
         def violation(step_size: float, loss: float) -> float:
             return self._checked(self.criterion.violation(line, Trial(step_size, loss), memory))
@@ -127,6 +133,10 @@ class CriterionSearch(ABC, Search):
         self.criterion.remember(line, trial, memory)
         self.guess.remember(line, trial, memory)
         return outcome
+
+    def without_search(self, line: Line, first: float) -> Outcome:
+        """`first`, unsearched, where there would be something to search for."""
+        return nothing_to_search(line, self.least_slope) or Outcome(first, Status.UNSEARCHED)
 
     def _checked(self, violation: object) -> float:
         if not isinstance(violation, Real) or isinstance(violation, bool) or math.isnan(violation):
@@ -159,6 +169,15 @@ class CriterionSearch(ABC, Search):
             violation: the criterion's verdict on a trial, from its step size and loss.
             memory: the values of `defaults()`; may be written to.
         """
+
+
+def nothing_to_search(line: Line, least_slope: float = 0.0) -> Outcome | None:
+    """The outcome, to stay, where the loss rises along the line, is exactly 0, or its slope is 0 or < `least_slope`."""
+    if line.slope < 0:
+        return Outcome(0.0, Status.ASCENT)
+    if line.loss == 0 or line.slope == 0 or line.slope < least_slope:
+        return Outcome(0.0, Status.SKIPPED)
+    return None
 
 
 def failed_outcome(line: Line, evaluate: Evaluate) -> Outcome:

@@ -34,8 +34,8 @@ class Guess(Protocol):
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
         """The first step size to try, > 0 and finite.
 
-        Called for each component at each step, searched or not, except where the slope is below the search's
-        `least_slope` or the loss is not finite.
+        Called for each component at each step, searched or not, except where the loss is not finite or the slope is
+        below the search's `least_slope`. (`PaperBacktracking` calls it there too.)
 
         Args:
             step_size: η as the component last used it, > 0.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from armijo.errors import ConfigurationError
 
@@ -99,6 +99,16 @@ class ScratchMemory(dict[str, Any]):
         """Write several values."""
         for name, value in dict(*args, **values).items():
             self[name] = value
+
+    def __ior__(self, values: Any) -> Self:  # type: ignore[override, misc]
+        self.update(values)
+        return self
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """The value of that name, written if there is none."""
+        if name not in self:
+            self[name] = default
+        return self[name]
 
     @property
     def written(self) -> Memory:

@@ -13,7 +13,7 @@ from armijo.errors import ClosureContractError, ConfigurationError
 from armijo.evaluation.objective import Closure, Objective
 from armijo.evaluation.reduction import Reduction
 from armijo.interrupts import Interrupts
-from armijo.step.guards import WriteGuard, parameters_of
+from armijo.step.guards import WriteGuard, check_accumulation, check_parameters_unwritten, parameters_of
 
 if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
@@ -28,11 +28,13 @@ class Baseline:
     Args:
         objective: evaluates trials.
         loss: f_k(w_k), detached, shape (); this rank's own.
+        ran_backward: whether the closure ran the backward pass itself, as it will in every trial.
         undo: puts generators and buffers back to where they were before `step` was called.
     """
 
     objective: Objective
     loss: torch.Tensor
+    ran_backward: bool
     undo: Callable[[], None]
 
 
@@ -48,26 +50,32 @@ def evaluate_baseline(
         reduction: the ranks of the step before: if the closure fails before it reaches the model, they must be told.
 
     Raises:
-        ClosureContractError: the closure breaks its contract, or an `Objective` comes without gradients.
+        ClosureContractError: the closure breaks its contract, an `Objective` comes without gradients, or parameters
+            were changed since its forwards.
         ConfigurationError: the model has lazy modules.
     """
     if isinstance(closure, Objective):
         loss = closure.loss()
+        check_parameters_unwritten(closure, parameters_of(optimizer.param_groups))
         if not any(p.grad is not None for p in parameters_of(optimizer.param_groups)):
             raise ClosureContractError(
                 "No parameter has a gradient. Call backward() on what objective.baseline(closure) returned before "
                 "optimizer.step(objective)."
             )
         # The forwards ran before this call; a failed step leaves things as they were then.
-        return Baseline(closure, loss, closure.restore_after_baseline)
+        return Baseline(closure, loss, False, closure.restore_after_baseline)
+    if optimizer.param_groups[0]["steps"] == 0:
+        check_accumulation()
     objective = Objective(process_group=optimizer.process_group)
     if optimizer.process_group is None:
         objective.reduction = reduction
-    _run_backward(optimizer, objective, closure, interrupts)
-    return Baseline(objective, objective.loss(), objective.restore_before_baseline)
+    ran_backward = _run_backward(optimizer, objective, closure, interrupts)
+    objective.differentiates |= ran_backward
+    return Baseline(objective, objective.loss(), ran_backward, objective.restore_before_baseline)
 
 
-def _run_backward(optimizer: LineSearch, objective: Objective, closure: Closure, interrupts: Interrupts) -> None:
+def _run_backward(optimizer: LineSearch, objective: Objective, closure: Closure, interrupts: Interrupts) -> bool:
+    """Run the closure and the backward pass; whether the closure had run it already."""
     parameters = parameters_of(optimizer.param_groups)
     if any(is_lazy(parameter) for parameter in parameters):
         raise ConfigurationError(
@@ -77,22 +85,21 @@ def _run_backward(optimizer: LineSearch, objective: Objective, closure: Closure,
     # A closure that changes parameters does so from the first step on; only then is a copy of them all worth it.
     start = [p.detach().clone() for p in parameters] if optimizer.param_groups[0]["steps"] == 0 else None
     optimizer.zero_grad(set_to_none=True)
-    guard = WriteGuard(parameters)
+    guard, ran_backward = WriteGuard(parameters), False
 
     def forward() -> torch.Tensor:
+        nonlocal ran_backward
         loss = objective.baseline(interrupts.interruptible(closure))
-        if any(p.grad is not None for p in parameters):
-            raise ClosureContractError(
-                "The closure ran backward(), which torch.optim.LBFGS needs; here step() does that itself. Let the "
-                "closure return the loss only: optimizer.step(lambda: criterion(model(inputs), labels))."
-            )
-        guard.check()
+        ran_backward = any(p.grad is not None for p in parameters)
+        guard.check(gradients=not ran_backward)
         return loss
 
     try:
         loss = objective.forward_on_all_ranks(forward)
-        with torch.enable_grad():
-            interrupts.interruptible(loss.backward)()
+        if not ran_backward:
+            with torch.enable_grad():
+                interrupts.interruptible(loss.backward)()
+        return ran_backward
     except BaseException:
         objective.restore_before_baseline()
         optimizer.zero_grad(set_to_none=True)

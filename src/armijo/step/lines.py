@@ -139,9 +139,10 @@ def compute_lines(optimizer: LineSearch, objective: Objective) -> list[Component
     probe_names = tuple(optimizer.direction.probes([], optimizer.param_groups[0]))
 
     def prepare() -> list[float]:
+        memory = optimizer.memory_defaults
         for group in optimizer.param_groups:
-            check_values(group, optimizer.direction, optimizer.memory_defaults)
-        groups.extend(_prepare(optimizer, group) for group in optimizer.param_groups)
+            check_values(group, optimizer.direction, memory)
+        groups.extend(_prepare(optimizer, group, probe_names) for group in optimizer.param_groups)
         return _slopes(groups, probe_names)
 
     n_groups = len(optimizer.param_groups)
@@ -199,7 +200,7 @@ def fresh_state(direction: Direction, parameter: torch.Tensor) -> ParameterState
     return {"step": torch.tensor(0.0, dtype=torch.float32, device="cpu"), **direction.moments(parameter)}
 
 
-def _prepare(optimizer: LineSearch, group: dict[str, Any]) -> GroupLine:
+def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[str, ...]) -> GroupLine:
     direction = optimizer.direction
     parameters = [p for p in group["params"] if p.grad is not None]
     grads = [local_shard(_gradient(optimizer, p)) for p in parameters]
@@ -209,6 +210,14 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any]) -> GroupLine:
     states = [{key: local_shard(tensor) for key, tensor in state.items()} for state in kept.values()]
     directions = direction.search_direction(grads, states, group) if parameters else []
     _check_shapes(direction, "search_direction", directions, grads)
+    probes = direction.probes(states, group)
+    if tuple(probes) != probe_names:
+        raise ConfigurationError(
+            f"{direction!r}.probes names {', '.join(probes) or 'none'} for a parameter group, and "
+            f"{', '.join(probe_names) or 'none'} for no parameters. The names must be the same each time."
+        )
+    for vectors in probes.values():
+        _check_shapes(direction, "probes", vectors, grads)
     idle = [optimizer.state[p] for p in group["params"] if p.grad is None and p in optimizer.state]
     return GroupLine(
         group=group,
@@ -219,7 +228,7 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any]) -> GroupLine:
         grads=grads,
         states=states,
         directions=directions,
-        probes=direction.probes(states, group),
+        probes=probes,
         shards=[count_shards(p) for p in parameters],
         new=any(p not in optimizer.state for p in parameters),
         idle=[{key: local_shard(tensor) for key, tensor in state.items()} for state in idle],
@@ -243,7 +252,7 @@ def _gradient(optimizer: LineSearch, parameter: torch.Tensor) -> torch.Tensor:
     assert grad is not None
     if not grad.is_sparse:
         return align_gradient(grad.detach(), parameter)
-    if optimizer.direction.moments(parameter.new_empty(0)):
+    if optimizer.direction.moments(parameter.new_empty([0] * parameter.ndim)):
         raise ConfigurationError(
             f"{optimizer.direction!r} keeps moments and cannot use sparse gradients. Build the embedding with "
             "sparse=False, or use armijo.SGDSLS, whose direction keeps none."

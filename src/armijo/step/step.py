@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,7 @@ from armijo.components.merging import Merge
 from armijo.errors import ConfigurationError
 from armijo.evaluation.objective import Closure, Objective
 from armijo.evaluation.reduction import Reduction
+from armijo.families import is_number, is_whole
 from armijo.interrupts import Interrupts
 from armijo.observers.report import ComponentReport, SearchReport, StepReport
 from armijo.search.memory import Memory, ScratchMemory, copy_memory, plain_value
@@ -24,9 +27,15 @@ from armijo.search.values import Outcome, SearchResult, Status, Trial
 from armijo.snapshot import Snapshot, Tensors
 from armijo.step.baseline import evaluate_baseline
 from armijo.step.block import Block, Decision
-from armijo.step.guards import WriteGuard, parameters_of
+from armijo.step.guards import (
+    WriteGuard,
+    check_ranks_hold_the_same,
+    check_trials_differ,
+    gradients_aside,
+    parameters_of,
+)
 from armijo.step.lines import ComponentLine, compute_lines, largest_number, loss_sign
-from armijo.step.warnings import warn_about_half_precision, warn_about_other_ranks
+from armijo.step.warnings import warn_about_backward, warn_about_half_precision, warn_about_other_ranks
 
 if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
@@ -81,14 +90,22 @@ def take_step(
     objective = baseline.objective
     # Known from here on, so that a later closure that fails before it reaches the model can still tell the others.
     optimizer._reduction = objective.reduction
+    objective.differentiates |= optimizer._differentiates
     if not optimizer._warned:
         optimizer._warned = True
         warn_about_half_precision(optimizer.param_groups, baseline.loss)
         warn_about_other_ranks(objective.reduction)
+        warn_about_backward(baseline.ran_backward)
     with torch.no_grad():
         try:
+            if objective.reduction.groups and optimizer.param_groups[0]["steps"] == 0:
+                check_ranks_hold_the_same(objective, parameters_of(optimizer.param_groups))
             lines = compute_lines(optimizer, objective)
-            plan = _decide(optimizer, lines, _search(optimizer, lines, objective, interrupts))
+            parameters = parameters_of(optimizer.param_groups)
+            aside = gradients_aside(objective, parameters) if baseline.ran_backward else nullcontext()
+            with aside as drop_gradients:
+                plan = _search(optimizer, lines, _Evaluator(optimizer, objective, interrupts, drop_gradients))
+            plan = _decide(optimizer, lines, plan)
         except BaseException:
             baseline.undo()
             raise
@@ -100,6 +117,7 @@ def take_step(
             objective.restore_after_baseline()
             _commit(optimizer, lines, plan)
         objective.close()
+        optimizer._differentiates = objective.differentiates
         forwards = optimizer.param_groups[0]["forwards"] + objective.evaluations
         _write_to_all(optimizer, {"forwards": forwards})
         # Under one outer autocast region the next forward would find the low-precision weights of this step.
@@ -110,9 +128,39 @@ def take_step(
 # --------------------------------------------------------------------------------------------------------------- search
 
 
-def _search(
-    optimizer: LineSearch, lines: Sequence[ComponentLine], objective: Objective, interrupts: Interrupts
-) -> Plan:
+@dataclass(frozen=True, slots=True)
+class _Evaluator:
+    """Evaluates trials.
+
+    Args:
+        optimizer: whose parameters are under search.
+        objective: the loss.
+        interrupts: lets Ctrl-C interrupt the closure.
+        drop_gradients: drops what a closure that runs backward passes has left.
+    """
+
+    optimizer: LineSearch
+    objective: Objective
+    interrupts: Interrupts
+    drop_gradients: Callable[[], None] | None
+
+    def __call__(self, snapshot: Snapshot, moves: Mapping[int, tuple[float, Tensors]]) -> float:
+        """Move the parameters and return the loss there, to be minimized; `inf` where it is not finite."""
+
+        def move_and_evaluate() -> list[float]:
+            snapshot.move(moves)
+            guard = WriteGuard(parameters_of(self.optimizer.param_groups))
+            loss = self.objective.local_trial(self.interrupts.interruptible)
+            guard.check(gradients=self.drop_gradients is None)
+            if self.drop_gradients is not None:
+                self.drop_gradients()
+            return [loss]
+
+        (loss,) = self.objective.mean_over_ranks(move_and_evaluate)
+        return loss_sign(self.optimizer) * loss if math.isfinite(loss) else math.inf
+
+
+def _search(optimizer: LineSearch, lines: Sequence[ComponentLine], evaluate_at: _Evaluator) -> Plan:
     """Search the blocks that are selected; every other component keeps its first step size."""
     first_group = optimizer.param_groups[0]
     memory = copy_memory(first_group, [*optimizer.selection.defaults(), *optimizer.merging.defaults()])
@@ -129,25 +177,24 @@ def _search(
             continue
         moved = {
             place: (
-                found.get(place, _unsearched(lines[place])).applied,
+                found.get(place, _unsearched(optimizer, lines[place])).applied,
                 lines[place].preview_updates(optimizer.direction),
             )
             for place in _checked_moved_before(optimizer, places, len(lines))
         }
         block = Block.of(lines, first)
-        result = _search_block(optimizer, block, moved, lines, objective, interrupts)
+        result = _search_block(optimizer, block, moved, lines, evaluate_at)
         searches.append(result)
         found |= {place: _decide_component(block, place, found.get(place), result) for place in places}
     optimizer.selection.remember(searches, steps, memory)
-    decisions = (found.get(place, _unsearched(each)) for place, each in enumerate(lines))
+    decisions = (found.get(place, _unsearched(optimizer, each)) for place, each in enumerate(lines))
     return Plan(tuple(decisions), memory, tuple(searches))
 
 
-def _unsearched(each: ComponentLine) -> Decision:
-    """A component that is in no block moves with its first step size, but not uphill."""
-    if each.line.slope < 0:
-        return Decision(each.previous, 0.0, Status.ASCENT)
-    return Decision(each.first, each.first, Status.UNSEARCHED)
+def _unsearched(optimizer: LineSearch, each: ComponentLine) -> Decision:
+    """What becomes of a component that is in no block."""
+    outcome = _checked_outcome(optimizer, optimizer.search.without_search(each.line, each.first), [])
+    return Decision(outcome.step_size or each.previous, outcome.step_size, outcome.status)
 
 
 def _search_block(
@@ -155,24 +202,28 @@ def _search_block(
     block: Block,
     moved: Mapping[int, tuple[float, Tensors]],
     lines: Sequence[ComponentLine],
-    objective: Objective,
-    interrupts: Interrupts,
+    evaluate_at: _Evaluator,
 ) -> SearchResult:
     """One search. Of the components outside the block those in `moved` have moved, and the rest stay at w_k."""
     trials: list[Trial] = []
     memory = ScratchMemory(next(iter(block.members.values())).memory)
     with Snapshot({place: lines[place].parameters for place in (*block.members, *moved)}) as snapshot:
-        evaluate_at = _evaluator(optimizer, objective, interrupts, snapshot)
 
         def evaluate(step_size: float, along: str | None = None) -> float:
             step_size = float(step_size)
             if math.isnan(step_size):
                 raise ConfigurationError(f"{optimizer.search!r} tried the step size NaN; trials need a number.")
+            if along is None and block.line.longest < step_size <= block.reach:
+                raise ConfigurationError(
+                    f"{optimizer.search!r} tried the step size {step_size}; the longest allowed here is line.longest, "
+                    f"{block.line.longest}."
+                )
             loss = math.inf
             if abs(step_size) <= block.reach:
-                loss = evaluate_at({**moved, **block.moves(step_size, along)})
+                loss = evaluate_at(snapshot, {**moved, **block.moves(step_size, along)})
             if along is None:
                 trials.append(Trial(step_size, loss))
+                check_trials_differ(block.line, trials, snapshot)
             return loss
 
         outcome = optimizer.search.search(block.line, block.first, evaluate, memory)
@@ -199,26 +250,6 @@ def _decide_component(block: Block, place: int, before: Decision | None, result:
     return Decision(before.step_size if before else each.previous, 0.0, outcome.status, trials)
 
 
-def _evaluator(
-    optimizer: LineSearch, objective: Objective, interrupts: Interrupts, snapshot: Snapshot
-) -> Callable[[Mapping[int, tuple[float, Tensors]]], float]:
-    """A function that moves the parameters and returns the loss there, `inf` where it is not finite."""
-    parameters, sign = parameters_of(optimizer.param_groups), loss_sign(optimizer)
-
-    def evaluate(moves: Mapping[int, tuple[float, Tensors]]) -> float:
-        def move_and_evaluate() -> list[float]:
-            snapshot.move(moves)
-            guard = WriteGuard(parameters)
-            loss = objective.local_trial(interrupts.interruptible)
-            guard.check()
-            return [loss]
-
-        (loss,) = objective.mean_over_ranks(move_and_evaluate)
-        return sign * loss if math.isfinite(loss) else math.inf
-
-    return evaluate
-
-
 def _checked_blocks(optimizer: LineSearch, selected: Any, n: int) -> tuple[tuple[int, ...], ...]:
     try:
         blocks = tuple(tuple(block) for block in selected)
@@ -228,7 +259,7 @@ def _checked_blocks(optimizer: LineSearch, selected: Any, n: int) -> tuple[tuple
             "for instance ((0, 1),)."
         ) from None
     for block in blocks:
-        if not block or len(set(block)) != len(block) or not set(block) <= set(range(n)):
+        if not block or len(set(block)) != len(block) or not all(is_whole(place) and 0 <= place < n for place in block):
             raise ConfigurationError(
                 f"{optimizer.selection!r} selected the block {block}. A block is a tuple of places in 0..{n - 1}, at "
                 "least one, and no place occurs twice in it."
@@ -237,11 +268,12 @@ def _checked_blocks(optimizer: LineSearch, selected: Any, n: int) -> tuple[tuple
 
 
 def _checked_moved_before(optimizer: LineSearch, block: tuple[int, ...], n: int) -> tuple[int, ...]:
-    moved = tuple(optimizer.selection.moved_before(block))
-    if not set(moved) <= set(range(n)) - set(block):
+    answer: Any = optimizer.selection.moved_before(block)
+    moved = answer if isinstance(answer, tuple) else (answer,)
+    if not all(is_whole(place) and 0 <= place < n and place not in block for place in moved):
         raise ConfigurationError(
-            f"{optimizer.selection!r} says that {moved} have moved before the block {block}. These are places in "
-            f"0..{n - 1} outside the block."
+            f"{optimizer.selection!r} says that {answer} have moved before the block {block}. It must return a tuple "
+            f"of places in 0..{n - 1} outside of the block."
         )
     return moved
 
@@ -249,11 +281,11 @@ def _checked_moved_before(optimizer: LineSearch, block: tuple[int, ...], n: int)
 def _checked_outcome(optimizer: LineSearch, outcome: Any, trials: Sequence[Trial]) -> Outcome:
     if not isinstance(outcome, Outcome) or not isinstance(outcome.status, Status):
         raise ConfigurationError(f"{optimizer.search!r} returned {outcome!r}; it must return an Outcome with a Status.")
-    step_size = float(outcome.step_size)
-    if not 0 <= step_size < math.inf:
+    if not (isinstance(outcome.step_size, Real | torch.Tensor) and 0 <= float(outcome.step_size) < math.inf):
         raise ConfigurationError(
-            f"{optimizer.search!r} found the step size {step_size}. It must be a finite number, 0 to stay."
+            f"{optimizer.search!r} found the step size {outcome.step_size}. It must be a finite number, 0 to stay."
         )
+    step_size = float(outcome.step_size)
     if outcome.status is Status.ACCEPTED and all(trial.step_size != step_size for trial in trials):
         raise ConfigurationError(f"{optimizer.search!r} accepted the step size {step_size}, which it did not evaluate.")
     if outcome.status is Status.NONFINITE:
@@ -282,8 +314,9 @@ def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
                 group.check_update(optimizer.direction)
     merge = optimizer.merging.propose([decision.step_size for decision in plan.decisions], plan.memory)
     if merge is not None:
-        whole = isinstance(merge, Merge) and isinstance(merge.kept, int) and isinstance(merge.absorbed, int)
-        if not (whole and 0 <= merge.kept < merge.absorbed < len(lines) and 0 < merge.step_size < math.inf):
+        kinds = isinstance(merge, Merge) and is_whole(merge.kept) and is_whole(merge.absorbed)
+        kinds = kinds and is_number(merge.step_size)
+        if not (kinds and 0 <= merge.kept < merge.absorbed < len(lines) and 0 < merge.step_size < math.inf):
             raise ConfigurationError(
                 f"{optimizer.merging!r} proposed {merge!r}. It must be a Merge with places 0 ≤ kept < absorbed < "
                 f"{len(lines)} and a finite step size > 0."

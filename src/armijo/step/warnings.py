@@ -12,7 +12,7 @@ import torch
 
 from armijo.evaluation.reduction import Reduction
 
-__all__ = ["warn_about_half_precision", "warn_about_learning_rate", "warn_about_other_ranks"]
+__all__ = ["warn_about_backward", "warn_about_half_precision", "warn_about_learning_rate", "warn_about_other_ranks"]
 
 logger = logging.getLogger("armijo")
 
@@ -22,13 +22,13 @@ _LEAST_FACTOR = 1e-2
 
 
 def warn_about_learning_rate(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Warn if an `lr` looks like a learning rate."""
-    factors = [factor for group in groups if 0 < (factor := float(group["lr"])) < _LEAST_FACTOR]
-    if factors:
+    """Warn if the largest `lr` looks like a learning rate; smaller ones may be multipliers of layers."""
+    largest = max(float(group["lr"]) for group in groups)
+    if 0 < largest < _LEAST_FACTOR:
         logger.warning(
             "lr is %g. Here lr is not a learning rate: it multiplies each step size that the search finds, so the "
             "model hardly moves. Leave it out; to bound the step sizes, set max_step_size.",
-            min(factors),
+            largest,
         )
 
 
@@ -68,6 +68,16 @@ def warn_about_other_ranks(reduction: Reduction) -> None:
             "fully_shard: this rank searches on its own loss. If the ranks train one model, pass "
             "process_group=torch.distributed.group.WORLD to the optimizer, or they will diverge.",
             ranks,
+        )
+
+
+def warn_about_backward(ran_backward: bool) -> None:
+    """Warn if the closure runs the backward pass itself, as torch.optim.LBFGS wants it."""
+    if ran_backward:
+        logger.warning(
+            "The closure runs backward(), as torch.optim.LBFGS wants it. Here step() does that, once; in the closure "
+            "it runs in every trial too, which then takes about three times as long. Leave zero_grad() and backward() "
+            "out: optimizer.step(lambda: criterion(model(inputs), labels)).",
         )
 
 

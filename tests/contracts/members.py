@@ -1,0 +1,76 @@
+"""Every part of the library, some with several settings, and the parts of `extensions.py`."""
+
+from __future__ import annotations
+
+import armijo
+from contracts.extensions import (
+    AdaBelief,
+    AloneThenTogether,
+    BarzilaiBorwein,
+    JudgedByNextBatch,
+    LearnedRatios,
+    Lion,
+    NonMonotoneArmijo,
+    OnDemand,
+    SmoothedArmijo,
+    WhileLossRose,
+)
+
+CRITERIA = [armijo.Armijo(0.1), armijo.Armijo(0.5), armijo.Goldstein(), armijo.Goldstein(0.4)]
+GUESSES = [armijo.Growth(), armijo.Growth(1.0, 2.0), armijo.Growth(0.01, 1.0)]
+SEARCHES = [
+    armijo.FixedStep(0.3),
+    armijo.Backtracking(),
+    armijo.Backtracking(SmoothedArmijo()),
+    armijo.PaperBacktracking(),
+    armijo.Backtracking(shrink=0.5, max_trials=8),
+    armijo.PaperBacktracking(shrink=0.5, max_trials=5),
+    armijo.Bracketing(),
+    armijo.Bracketing(armijo.Armijo(0.1), factor=10.0),
+    armijo.Bracketing(armijo.Goldstein(0.4), max_trials=60),
+]
+SELECTIONS = [
+    armijo.Jointly(),
+    armijo.Cycle(),
+    armijo.Cycle(0),
+    armijo.EachAlone(),
+    armijo.EachAlone(0),
+    armijo.Every(3),
+    armijo.Every(2, armijo.Cycle(1)),
+]
+MERGINGS = [
+    armijo.NeverMerge(),
+    armijo.MergeSmallest(),
+    *(
+        kind(1e-2, rule)
+        for kind in (armijo.MergeSmallest, armijo.MergeNeighbours)
+        for rule in ("mean", "geometric_mean", "minimum")
+    ),
+]
+PARTITIONS = [armijo.ByLabel(), armijo.Together()]
+DIRECTIONS = [
+    armijo.GradientDirection(),
+    armijo.AdamDirection(),
+    armijo.AdamDirection((0.5, 0.9), 1e-3),
+    armijo.AdamDirection((0.0, 0.999)),
+    armijo.KeepLastStep(armijo.GradientDirection()),
+    armijo.KeepLastStep(armijo.AdamDirection()),
+]
+LIBRARY = [*CRITERIA, *GUESSES, *SEARCHES, *SELECTIONS, *MERGINGS, *PARTITIONS, *DIRECTIONS]
+
+EXTENSIONS = [
+    Lion(),
+    AdaBelief(),
+    SmoothedArmijo(),
+    NonMonotoneArmijo(),
+    BarzilaiBorwein(),
+    LearnedRatios(),
+    JudgedByNextBatch(),
+    WhileLossRose(),
+    AloneThenTogether(),
+    OnDemand(),
+    OnDemand(4),
+    armijo.Backtracking(guess=BarzilaiBorwein()),
+    armijo.KeepLastStep(Lion()),
+    armijo.Every(3, OnDemand()),
+]

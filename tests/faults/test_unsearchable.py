@@ -1,0 +1,272 @@
+"""Losses that a line search cannot see into are refused with the reason; those that need more work are served."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import armijo
+from problems import RECOMMENDED, Problem, everything, name_of, same
+
+every = pytest.mark.parametrize
+
+
+# ------------------------------------------------------------------------ a loss that does not depend on the parameters
+
+
+def computed_before(problem: Problem) -> Callable[[], torch.Tensor]:
+    """The forward pass runs before the closure; only the criterion runs in it."""
+    inputs, labels = problem.batch()
+    logits = problem.model(inputs)
+    return lambda: nn.functional.cross_entropy(logits, labels)
+
+
+def policy_gradient(problem: Problem, clip: bool = True, offset: float = 0.0) -> Callable[[], torch.Tensor]:
+    """GRPO's and PPO's first update of a batch: the old policy is the current one, detached."""
+    inputs, _ = problem.batch()
+    generator = torch.Generator().manual_seed(1)
+    actions = torch.randint(3, (len(inputs), 1), generator=generator)
+    advantages = torch.randn(len(inputs), generator=generator, dtype=inputs.dtype)
+    advantages = advantages - advantages.mean() + offset
+
+    def loss() -> torch.Tensor:
+        log_policy = problem.model(inputs).log_softmax(-1).gather(1, actions).squeeze(1)
+        ratio = (log_policy - log_policy.detach()).exp()
+        kept = ratio.clamp(0.8, 1.2) if clip else ratio
+        return -torch.minimum(ratio * advantages, kept * advantages).mean()
+
+    return loss
+
+
+BLIND: dict[str, Callable[[Problem], Callable[[], torch.Tensor]]] = {
+    "a forward before the closure": computed_before,
+    "a policy gradient": policy_gradient,
+    "a policy gradient without clipping": lambda problem: policy_gradient(problem, clip=False),
+    "a policy gradient with a value of its own": lambda problem: policy_gradient(problem, offset=1.0),
+    "straight through": lambda problem: straight_through(problem),
+}
+
+
+def straight_through(problem: Problem) -> Callable[[], torch.Tensor]:
+    """Only the gradient depends on the parameters: the value is a detached one."""
+    closure = problem.closure()
+
+    def loss() -> torch.Tensor:
+        value = closure()
+        return value - value.detach() + 0.7
+
+    return loss
+
+
+@every("kind", RECOMMENDED, ids=name_of)
+@every("blind", BLIND.values(), ids=BLIND)
+@every("steps", [0, 3])
+def test_a_loss_whose_value_does_not_depend_on_the_parameters_is_refused_at_once(
+    kind: Any, blind: Any, steps: int
+) -> None:
+    problem = Problem()
+    optimizer = kind(problem.groups())
+    for _ in range(steps):
+        optimizer.step(problem.closure())
+    closure, calls = blind(problem), []
+    before = everything(problem.model, optimizer)
+
+    def counted() -> torch.Tensor:
+        calls.append(1)
+        return closure()
+
+    with pytest.raises(armijo.ClosureContractError, match=r"does not depend on the parameters.*outside of the closure"):
+        optimizer.step(counted)
+    assert len(calls) == 4, "a baseline and three trials"
+    assert same(before, everything(problem.model, optimizer))
+
+
+def test_a_loss_with_plateaus_is_no_such_loss() -> None:
+    """Far away the loss is cut off and the same everywhere, but it is another than at the start."""
+    weight = nn.Parameter(torch.tensor(1.0))
+    optimizer = armijo.SGDSLS([weight], initial_step_size=1e4)
+    optimizer.step(lambda: (weight**2).clamp(max=5.0))
+    assert optimizer.report.components[0].status == "accepted"
+
+
+def test_parameters_too_coarse_to_move_are_no_such_loss() -> None:
+    """In half precision the step vanishes: the loss depends on the parameters, which cannot show the step."""
+    weight = nn.Parameter(torch.full((8,), 100.0, dtype=torch.bfloat16))
+    optimizer = armijo.AdamSLS([weight], initial_step_size=1e-2)
+    optimizer.step(lambda: (weight.float() ** 2).sum())
+    assert optimizer.report.components[0].status == "exhausted"
+
+
+# ------------------------------------------------------------------------------- parameters written after the forward
+
+
+@every("restore", [True, False])
+def test_parameters_written_between_a_recorded_forward_and_the_step_are_noticed(restore: bool) -> None:
+    """Adversarial training: the embedding is perturbed for a second forward, and put back."""
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 2))
+    tokens, labels = torch.randint(5, (6, 2)), torch.randint(2, (6,))
+    optimizer = armijo.AdamSLS(model.parameters())
+
+    def loss() -> torch.Tensor:
+        return nn.functional.cross_entropy(model(tokens), labels)
+
+    objective = armijo.Objective()
+    objective.baseline(loss).backward()
+    embedding = model[0].weight
+    kept = embedding.detach().clone()
+    with torch.no_grad():
+        embedding += 0.1 * embedding.grad.sign()
+    objective.baseline(loss).backward()
+    if restore:
+        with torch.no_grad():
+            embedding.copy_(kept)
+    before = everything(model, optimizer)
+    with pytest.raises(armijo.ClosureContractError, match=r"between a recorded forward and optimizer\.step"):
+        optimizer.step(objective)
+    assert same(before, everything(model, optimizer))
+
+
+def test_the_same_perturbation_inside_of_the_closure_is_searched_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    inputs, labels = torch.randn(16, 4), torch.randint(2, (16,))
+    optimizer = armijo.AdamSLS(model.parameters())
+
+    def robust() -> torch.Tensor:
+        moved = inputs.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(nn.functional.cross_entropy(model(moved), labels), moved)
+        return nn.functional.cross_entropy(model(inputs + 0.1 * slope.sign()), labels)
+
+    losses = [float(optimizer.step(robust)) for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# ---------------------------------------------------------------------------------- losses that differentiate inside
+
+
+def penalised(problem: Problem) -> Callable[[], torch.Tensor]:
+    inputs, labels = problem.batch()
+
+    def loss() -> torch.Tensor:
+        moved = inputs.clone().requires_grad_()
+        logits = problem.model(moved)
+        (slope,) = torch.autograd.grad(logits.sum(), moved, create_graph=True)
+        return nn.functional.cross_entropy(logits, labels) + (slope.norm(dim=1) - 1).square().mean()
+
+    return loss
+
+
+@every("kind", RECOMMENDED, ids=name_of)
+def test_a_loss_that_differentiates_inside_is_searched_with_gradients_enabled(kind: Any) -> None:
+    problem = Problem(dtype=torch.float64)
+    optimizer = kind(problem.groups())
+    for step in range(6):
+        closure = penalised(problem)
+        random = torch.get_rng_state()
+        loss = optimizer.step(closure)
+        report = optimizer.report
+        assert loss == report.loss
+        # One evaluation of the first trial was in vain; from then on it is known.
+        assert report.forwards == 1 + sum(len(each.trials) for each in report.searches) + (step == 0)
+        if kind is armijo.SGDSLS:  # it moves to the point that it tested
+            after = torch.get_rng_state()
+            torch.set_rng_state(random)
+            assert float(closure().detach()) == pytest.approx(report.components[0].trial_loss, rel=1e-12)
+            torch.set_rng_state(after)
+
+
+def test_an_error_that_only_looks_like_it_is_the_users_own() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = armijo.AdamSLS([weight])
+    calls = []
+
+    def closure() -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("this does not require grad, and never will")
+        return weight.square().sum()
+
+    with pytest.raises(RuntimeError, match="never will"):
+        optimizer.step(closure)
+    assert torch.equal(weight, torch.ones(2))
+
+
+# ------------------------------------------------------------------------------------------- closures that run backward
+
+
+@every("kind", RECOMMENDED, ids=name_of)
+@every("to_none", [True, False])
+def test_a_closure_written_for_lbfgs_takes_the_same_steps(
+    kind: Any, to_none: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, lbfgs = Problem(), Problem()
+    ours, theirs = (kind(problem.groups()) for problem in (plain, lbfgs))
+    with caplog.at_level(logging.WARNING, "armijo"):
+        for step in range(6):
+            torch.manual_seed(step)  # the dropout masks of both
+            ours.step(plain.closure())
+            torch.manual_seed(step)
+            loss_of = lbfgs.closure()
+
+            def closure(loss_of: Callable[[], torch.Tensor] = loss_of) -> torch.Tensor:
+                theirs.zero_grad(set_to_none=to_none)
+                loss = loss_of()
+                loss.backward()
+                return loss
+
+            theirs.step(closure)
+            assert ours.report == theirs.report
+            for a, b in zip(plain.model.parameters(), lbfgs.model.parameters(), strict=True):
+                assert torch.equal(a, b)
+                assert torch.equal(a.grad, b.grad)
+    said = [record.getMessage() for record in caplog.records if "runs backward()" in record.getMessage()]
+    assert len(said) == 1
+    assert "three times as long" in said[0]
+
+
+def test_a_closure_that_runs_backward_and_fails_in_a_trial_leaves_the_gradients_of_the_baseline() -> None:
+    problem = Problem()
+    optimizer = armijo.AdamSLS(problem.model.parameters())
+    loss_of, calls = problem.closure(), []
+
+    def closure() -> torch.Tensor:
+        calls.append(1)
+        loss = loss_of()
+        loss.backward()
+        if len(calls) == 2:
+            raise RuntimeError("as asked for")
+        return loss
+
+    before = everything(problem.model, optimizer)
+    with pytest.raises(RuntimeError, match="as asked for"):
+        optimizer.step(closure)
+    assert same(before, everything(problem.model, optimizer))
+    optimizer.step(problem.closure())
+
+
+# ---------------------------------------------------------------------------------------------------- one more of each
+
+
+@every("kind", [*RECOMMENDED, armijo.LineSearch], ids=name_of)
+@every("named", [False, True])
+def test_one_parameter_twice_in_a_group_is_refused(kind: Any, named: bool) -> None:
+    one, two = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    given: Any = [("a", one), ("b", two), ("c", one)] if named else [one, two, one]
+    with (
+        pytest.warns(UserWarning, match="duplicate"),
+        pytest.raises(armijo.ConfigurationError, match="as a and c, and would" if named else "as 0 and 2, and would"),
+    ):
+        kind(given)
+
+
+def test_the_alarm_about_a_learning_rate_is_about_the_largest(caplog: pytest.LogCaptureFixture) -> None:
+    layers = [{"params": [nn.Parameter(torch.ones(1))], "lr": 0.65**k} for k in range(13)]
+    with caplog.at_level(logging.WARNING, "armijo"):
+        armijo.AdamSLS(layers)
+        assert not caplog.records
+        armijo.AdamSLS([{**layer, "lr": layer["lr"] * 1e-3} for layer in layers])
+    assert "lr is 0.001. Here lr is not a learning rate" in caplog.text
