@@ -347,6 +347,22 @@ def checkpoint(rank: int, world: int) -> Any:
 
 
 @case
+def split_over_ranks(rank: int, world: int) -> Any:
+    """ZeroRedundancyOptimizer gives each rank a share of the parameters, and so a step of its own."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = network()
+    wrapped = DistributedDataParallel(model)
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=armijo.AdamSLS)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    try:
+        optimizer.step(closure_of(wrapped, share(batches(1)[0], rank, world)))
+    except armijo.ConfigurationError as error:
+        return {"error": str(error), "same": all(map(torch.equal, before, model.parameters()))}
+    return {"error": "", "same": False}
+
+
+@case
 def unwrapped(rank: int, world: int) -> Any:
     """What is logged where nothing says that the ranks train one model."""
     import logging

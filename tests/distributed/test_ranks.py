@@ -116,6 +116,12 @@ def test_a_distributed_checkpoint_goes_on(found: list[Any]) -> None:
     assert all(map(torch.equal, through["parameters"], resumed["parameters"]))
 
 
+def test_ranks_that_hold_different_parameters_are_refused_on_all(found: list[Any]) -> None:
+    for rank in found:
+        assert rank["split_over_ranks"]["error"].startswith("The optimizers of the ranks hold different parameters")
+        assert rank["split_over_ranks"]["same"]
+
+
 def test_ranks_that_nothing_joins_are_warned_once(found: list[Any]) -> None:
     for rank in found:
         (said,) = rank["unwrapped"]

@@ -82,6 +82,23 @@ def test_a_closure_reaches_the_search_through_the_prepared_optimizer() -> None:
     assert all(map(torch.equal, parameters(model), parameters(twin)))
 
 
+def test_a_closure_in_accumulate_is_refused_where_it_would_miss_micro_batches() -> None:
+    model = bert()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    prepared, optimizer, batches = accelerator.prepare(model.train(), armijo.AdamSLS(model.parameters()), loader(BATCH))
+
+    def train() -> None:
+        for batch in batches:
+            with accelerator.accumulate(prepared):
+                optimizer.step(lambda batch=batch: cross_entropy(prepared, batch))
+
+    with pytest.raises(armijo.ClosureContractError, match=r"accumulates the gradients of 2 micro-batches.*Objective"):
+        train()
+    # A loop without Accelerate's optimizer is none of its business.
+    other = bert()
+    armijo.AdamSLS(other.parameters()).step(lambda: cross_entropy(other, next(iter(batches))))
+
+
 def test_bf16_is_the_plain_loop_under_autocast() -> None:
     model, twin = bert(), bert()
     found = by_accelerate(model, armijo.AdamSLS(model.parameters()), precision="bf16")
