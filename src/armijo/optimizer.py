@@ -27,7 +27,7 @@ from armijo.observers.report import Observer, StepReport
 from armijo.search.backtracking import Backtracking
 from armijo.search.base import Search
 from armijo.search.memory import Memory, combine_memory, copy_memory
-from armijo.step.guards import parameters_of
+from armijo.step.guards import BetweenStepsWatch, parameters_of
 from armijo.step.lines import fresh_state
 from armijo.step.step import take_step
 from armijo.step.warnings import warn_about_learning_rate
@@ -245,6 +245,7 @@ class LineSearch(Optimizer):
         self.report: StepReport | None = None
         self._warned = False
         self._differentiates = False
+        self._watch = BetweenStepsWatch()
         self._reduction = ALONE
         self._observers: OrderedDict[int, Observer] = OrderedDict()  # a plain dict takes no weak reference
         self.register_observer(HealthMonitor(maximize=self.param_groups[0]["maximize"]))

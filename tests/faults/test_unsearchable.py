@@ -145,6 +145,24 @@ def test_the_same_perturbation_inside_of_the_closure_is_searched_as_it_is() -> N
     assert losses[-1] < 0.5 * losses[0]
 
 
+@every("each", [1, 2])
+def test_something_that_changes_the_parameters_after_each_step_is_spoken_of_once(
+    each: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem = Problem()
+    optimizer = armijo.AdamSLS(problem.model.parameters())
+    with caplog.at_level(logging.WARNING, "armijo"):
+        for step in range(60):
+            optimizer.step(problem.closure())
+            if step % each == 0:
+                with torch.no_grad():
+                    for parameter in problem.model.parameters():
+                        parameter.clamp_(-1, 1)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (1 if each == 1 else 0), said
+    assert all("changed the parameters after each of the last 20 steps" in each for each in said)
+
+
 # ---------------------------------------------------------------------------------- losses that differentiate inside
 
 

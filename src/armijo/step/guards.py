@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from armijo.search.values import Line, Trial
 from armijo.snapshot import Snapshot
 
 __all__ = [
+    "BetweenStepsWatch",
     "WriteGuard",
     "check_accumulation",
     "check_parameters_unwritten",
@@ -24,6 +26,8 @@ __all__ = [
     "gradients_aside",
     "parameters_of",
 ]
+
+logger = logging.getLogger("armijo")
 
 _EQUAL_TRIALS = 3
 """So many trials with one loss show that it does not depend on the parameters."""
@@ -75,6 +79,36 @@ class WriteGuard:
 
     def _current_versions(self) -> list[tuple[int, int | None]]:
         return [(p._version, None if p.grad is None else p.grad._version) for p in self._parameters]
+
+
+class BetweenStepsWatch:
+    """Logs once when something else has written the parameters between the last steps, each time."""
+
+    PATIENCE = 20
+    """Steps in a row."""
+
+    def __init__(self) -> None:
+        self._versions: list[int] = []
+        self._written = 0
+
+    def begin(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Compare with the end of the step before."""
+        if not self._versions:
+            return
+        self._written = self._written + 1 if self._versions != [p._version for p in parameters] else 0
+        if self._written == self.PATIENCE:
+            logger.warning(
+                "Something else has changed the parameters after each of the last %d steps, for instance an optimizer "
+                "around this one or a projection of the weights. What the line search tested is not what the model "
+                "then has; the step sizes fit only as far as the change is small.",
+                self.PATIENCE,
+            )
+
+    def end(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Note the end of a step."""
+        # Shards are gathered into other tensors, which have counts of their own.
+        plain = all(type(parameter) in (torch.Tensor, torch.nn.Parameter) for parameter in parameters)
+        self._versions = [p._version for p in parameters] if plain else []
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def take_step(
         interrupts: lets Ctrl-C interrupt evaluations and nothing else.
         reduction: the ranks of the step before.
     """
+    optimizer._watch.begin(parameters_of(optimizer.param_groups))
     baseline = evaluate_baseline(optimizer, closure, interrupts, reduction)
     objective = baseline.objective
     # Known from here on, so that a later closure that fails before it reaches the model can still tell the others.
@@ -122,6 +123,7 @@ def take_step(
         _write_to_all(optimizer, {"forwards": forwards})
         # Under one outer autocast region the next forward would find the low-precision weights of this step.
         torch.clear_autocast_cache()
+    optimizer._watch.end(parameters_of(optimizer.param_groups))
     return StepResult(baseline.loss, _report(optimizer, objective, lines, plan), objective.reduction)
 
 
