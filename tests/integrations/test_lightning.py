@@ -25,7 +25,7 @@ from integrations.rows import LABELS, batched, bert, parameters, rows
 pytest.importorskip("lightning")
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins import MixedPrecision
 from torchmetrics import MeanMetric, MetricCollection
@@ -118,14 +118,9 @@ def fitted(
 ) -> tuple[Trainer, Watching]:
     quiet()
     watch = Watching()
-    given = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1, **options}
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[watch, *callbacks],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **given,
-    )
+    given = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1}
+    given |= {"enable_progress_bar": False, "enable_model_summary": False, **options}
+    trainer = Trainer(accelerator="cpu", callbacks=[watch, *callbacks], **given)
     trainer.fit(module, loader() if data is None else data, ckpt_path=ckpt_path)
     return trainer, watch
 
@@ -691,6 +686,47 @@ def test_steps_between_two_lines_of_the_log_are_not_lost(tmp_path: Path) -> None
         assert float(line["forwards"]) == pytest.approx(sum(report.forwards for report in of_these) / 4)
         assert float(line["step_size"]) == pytest.approx(of_these[-1].components[0].step_size)
     assert "step_size" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("kind", [TQDMProgressBar, RichProgressBar])
+def test_a_progress_bar_shows_small_step_sizes(kind: Any) -> None:
+    class Bar(kind):  # type: ignore[misc]
+        def on_train_epoch_end(self, trainer: Any, *args: Any) -> None:
+            shown.append(dict(self.get_metrics(trainer, *args)))
+
+    shown: list[dict[str, Any]] = []
+    bar = Bar()
+    build = functools.partial(small_steps, armijo.AdamSLS)
+    fitted(Automatic(bert(), build), StepSizeLogger(prog_bar=True), bar, max_epochs=1, enable_progress_bar=True)
+    assert shown[0]["step_size"] == "2.00e-05"
+    assert shown[0]["forwards"] == 2.0
+    assert "get_metrics" not in vars(bar)
+
+
+def small_steps(kind: type[armijo.LineSearch], net: nn.Module) -> armijo.LineSearch:
+    return kind(net.parameters(), max_step_size=2e-5)
+
+
+class WithoutClosure(Automatic):
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        optimizer.step()
+
+
+class PastTheStrategy(Automatic):
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        optimizer_closure()
+        optimizer.optimizer.step()
+
+
+def test_an_optimizer_step_without_the_closure_is_told_about_the_closure() -> None:
+    with pytest.raises(armijo.MissingClosureError, match=r"optimizer_step\(\) of your own must hand on the closure"):
+        fitted(WithoutClosure(bert()), max_epochs=1)
+
+
+def test_a_closure_that_was_called_already_is_as_good_as_one_handed_on() -> None:
+    _, watch = fitted(PastTheStrategy(bert(dropout=0.2)), max_epochs=1)
+    twin = bert(dropout=0.2)
+    same(watch.reports, plain(twin, adamsls(twin), epochs=1))
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals

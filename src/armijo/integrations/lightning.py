@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torchmetrics import Metric, MetricCollection
 
-from armijo.errors import ConfigurationError
+from armijo.errors import ConfigurationError, MissingClosureError
 from armijo.evaluation.buffers import Buffers
 from armijo.evaluation.objective import Closure
 from armijo.evaluation.rng import RandomState
@@ -208,9 +208,12 @@ class ArmijoMixin(_Base):
         model = strategy.model
         assert model is not None
         outputs, after_forward = [], []
+        ran = False
 
         def forward() -> Tensor:
-            if torch.is_grad_enabled():
+            nonlocal ran
+            if not ran:
+                ran = True
                 outputs.append(above(*args))
                 if not isinstance(_loss_in(outputs[0]), Tensor):
                     buffers = Buffers()
@@ -228,8 +231,13 @@ class ArmijoMixin(_Base):
         return outputs.pop()
 
     def _mute_in_trials(self, closure: Closure) -> Closure:
+        """The closure, whose calls after the first are trials."""
+        ran = False
+
         def forward() -> Tensor:
-            if torch.is_grad_enabled():
+            nonlocal ran
+            if not ran:
+                ran = True
                 return closure()
             metrics = [module for module in self.modules() if isinstance(module, (Metric, MetricCollection))]
             with _preserve_attributes([self, *metrics]):
@@ -252,8 +260,16 @@ class ArmijoMixin(_Base):
             objective = window.objective(1.0 if scaler is None else scaler.get_scale())
             window.forget()
             return (itself, objective), {}
-        if closure is None:
+        if closure is None and all(float(group["lr"]) == 0 for group in itself.param_groups):
             # A checkpoint asks for state with a bare step(); that must not become a search.
+            return None
+        if self.automatic_optimization:
+            raise MissingClosureError(
+                f"optimizer.step() was called in {type(self).__name__} without a loss. An optimizer_step() of your own "
+                "must hand on the closure that Lightning gives it, optimizer.step(closure=optimizer_closure), also for "
+                "batches of which training_step returns None."
+            )
+        if closure is None:
             return None
         if self.trainer.world_size > 1:
             raise ConfigurationError(
@@ -293,6 +309,7 @@ class StepSizeLogger(Callback):
     def __init__(self, prog_bar: bool = False) -> None:
         self.prog_bar = prog_bar
         self._counters: list[_StepCounter] = []
+        self._bar: Any = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to observe the optimizers."""
@@ -304,6 +321,9 @@ class StepSizeLogger(Callback):
             counter = _StepCounter(prefix, deque(maxlen=max(1, last)))
             counter.handle = optimizer.register_observer(counter)
             self._counters.append(counter)
+        self._bar = trainer.progress_bar_callback if self.prog_bar else None
+        if self._bar is not None:
+            vars(self._bar)["get_metrics"] = functools.partial(_readable_metrics, self._bar.get_metrics)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -317,10 +337,16 @@ class StepSizeLogger(Callback):
         """End the observation."""
         self._release()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the observation."""
+        self._release()
+
     def _release(self) -> None:
         for counter in self._counters:
             counter.handle.remove()
-        self._counters = []
+        if self._bar is not None:
+            vars(self._bar).pop("get_metrics", None)
+        self._counters, self._bar = [], None
 
 
 @dataclass
@@ -349,6 +375,13 @@ class _StepCounter:
             accepted = sum(component.status is Status.ACCEPTED for component in searched)
             numbers["accepted"] = accepted / len(searched)
         return {self.prefix + name: number for name, number in numbers.items()}
+
+
+def _readable_metrics(get_metrics: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """What a progress bar shows, with step sizes in powers of ten: bars show 0.0000975 as 0.000."""
+    metrics = get_metrics(*args, **kwargs)
+    sizes = {name: value for name, value in metrics.items() if "step_size" in name and isinstance(value, float)}
+    return {**metrics, **{name: f"{value:.2e}" for name, value in sizes.items()}}
 
 
 def _parameters(optimizers: Sequence[LineSearch]) -> Iterator[Parameter]:
