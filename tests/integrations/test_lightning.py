@@ -24,8 +24,9 @@ from integrations.rows import LABELS, batched, bert, parameters, rows
 
 pytest.importorskip("lightning")
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins import MixedPrecision
 from torchmetrics import MeanMetric, MetricCollection
@@ -114,13 +115,13 @@ def loader() -> DataLoader[Any]:
 
 
 def fitted(
-    module: LightningModule, *callbacks: Callback, data: Any = None, ckpt_path: Any = None, **options: Any
+    module: LightningModule, *others: Callback, data: Any = None, ckpt_path: Any = None, **options: Any
 ) -> tuple[Trainer, Watching]:
     quiet()
     watch = Watching()
     given = {"max_epochs": 2, "logger": False, "enable_checkpointing": False, "log_every_n_steps": 1}
     given |= {"enable_progress_bar": False, "enable_model_summary": False, **options}
-    trainer = Trainer(accelerator="cpu", callbacks=[watch, *callbacks], **given)
+    trainer = Trainer(accelerator="cpu", callbacks=[watch, *others], **given)
     trainer.fit(module, loader() if data is None else data, ckpt_path=ckpt_path)
     return trainer, watch
 
@@ -727,6 +728,102 @@ def test_a_closure_that_was_called_already_is_as_good_as_one_handed_on() -> None
     _, watch = fitted(PastTheStrategy(bert(dropout=0.2)), max_epochs=1)
     twin = bert(dropout=0.2)
     same(watch.reports, plain(twin, adamsls(twin), epochs=1))
+
+
+# ------------------------------------------------------------------------------------------- Lightning's own callbacks
+
+PASSIVE: dict[str, Callable[[Path], Callback]] = {
+    "DeviceStatsMonitor": lambda folder: callbacks.DeviceStatsMonitor(cpu_stats=True),
+    "LambdaCallback": lambda folder: callbacks.LambdaCallback(on_train_end=lambda *_: None),
+    "LearningRateMonitor": lambda folder: callbacks.LearningRateMonitor(log_momentum=True, log_weight_decay=True),
+    "ModelCheckpoint": lambda folder: callbacks.ModelCheckpoint(folder, every_n_train_steps=2),
+    "OnExceptionCheckpoint": lambda folder: callbacks.OnExceptionCheckpoint(folder),
+    "StochasticWeightAveraging": lambda folder: callbacks.StochasticWeightAveraging(1.0, swa_epoch_start=1),
+    "ThroughputMonitor": lambda folder: callbacks.ThroughputMonitor(batch_size_fn=lambda batch: BATCH),
+    "Timer": lambda folder: callbacks.Timer(duration="00:01:00:00"),
+    "WeightAveraging": lambda folder: callbacks.WeightAveraging(),
+    "EMAWeightAveraging": lambda folder: callbacks.EMAWeightAveraging(),
+    "ModelSummary": lambda folder: callbacks.ModelSummary(),
+    "RichModelSummary": lambda folder: callbacks.RichModelSummary(),
+    "EarlyStopping": lambda folder: callbacks.EarlyStopping("loss", patience=9, check_on_train_epoch_end=True),
+    "SpikeDetection": lambda folder: SpikeDetection(),
+}
+
+
+class Logging(Automatic):
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = self.loss(batch)
+        self.log("loss", loss)
+        return loss
+
+
+@pytest.mark.parametrize("name", PASSIVE)
+def test_a_callback_that_only_looks_changes_no_step(tmp_path: Path, name: str) -> None:
+    _, watch = fitted(
+        Logging(bert(dropout=0.2)),
+        PASSIVE[name](tmp_path),
+        logger=CSVLogger(tmp_path),
+        enable_checkpointing=True,
+        default_root_dir=tmp_path,
+    )
+    twin = bert(dropout=0.2)
+    same(watch.reports, plain(twin, adamsls(twin)))
+
+
+class Unfreezing(callbacks.BaseFinetuning):
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.net.bert.embeddings)
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net.bert.embeddings, optimizer, initial_denom_lr=1.0)
+
+
+ACTIVE: dict[str, Callable[[], Callback]] = {
+    "BaseFinetuning": Unfreezing,
+    "GradientAccumulationScheduler": lambda: callbacks.GradientAccumulationScheduler({1: 2}),
+    "ModelPruning": lambda: callbacks.ModelPruning("l1_unstructured", amount=0.1),
+    "StochasticWeightAveraging": lambda: callbacks.StochasticWeightAveraging(1e-2, swa_epoch_start=1),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_a_callback_that_changes_the_training_runs_beside_the_search(tmp_path: Path, name: str) -> None:
+    _, watch = fitted(Automatic(bert(dropout=0.2)), ACTIVE[name](), default_root_dir=tmp_path)
+    assert len(watch.reports) == (9 if name == "GradientAccumulationScheduler" else 12)
+    statuses = {str(component.status) for report in watch.reports for component in report.components}
+    assert statuses == {"accepted"}
+
+
+class OwnLoader(Automatic):
+    batch_size = 2
+    lr = 1.0
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(rows(), self.batch_size, collate_fn=lambda part: batched(part, len(part))[0])
+
+
+def test_the_batch_size_finder_trains_with_the_search_before_fit_begins(tmp_path: Path) -> None:
+    module = OwnLoader(bert())
+    quiet()
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[callbacks.BatchSizeFinder(max_trials=2, init_val=4)],
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module)
+    assert module.batch_size == 8
+    assert trainer.optimizers[0].report.step == 48 // 8  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_there_is_no_learning_rate_to_find(tmp_path: Path) -> None:
+    with pytest.raises(armijo.ConfigurationError, match="no learning rate for LearningRateFinder to find"):
+        fitted(OwnLoader(bert()), callbacks.LearningRateFinder(), default_root_dir=tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------- refusals

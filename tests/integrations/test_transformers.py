@@ -201,6 +201,25 @@ def test_an_update_whose_loss_was_not_recorded_says_why(tmp_path: Path) -> None:
         trainer.train()
 
 
+@pytest.mark.parametrize(
+    "name", ["PrinterCallback", "ProgressCallback", "EarlyStoppingCallback", "TensorBoardCallback"]
+)
+def test_the_trainers_own_callbacks_change_no_step(tmp_path: Path, name: str) -> None:
+    import transformers
+    from transformers.integrations import TensorBoardCallback
+
+    kind: Any = TensorBoardCallback if name == "TensorBoardCallback" else getattr(transformers, name)
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    options: dict[str, Any] = {}
+    if name == "EarlyStoppingCallback":
+        options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        options |= {"eval_dataset": rows(), "metric_for_best_model": "loss"}
+    trainer, watch = made(tmp_path, model, **options)
+    trainer.add_callback(kind())
+    trainer.train()
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters())))
+
+
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulated_gradients(tmp_path: Path, accumulate: int) -> None:
     """Six batches an epoch: with four an update the second of an epoch has two."""

@@ -129,6 +129,15 @@ class ArmijoMixin(_Base):
     def on_fit_start(self) -> None:
         """Have the optimizers search."""
         super().on_fit_start()
+        self._begin()
+
+    def on_train_start(self) -> None:
+        """The same, if a callback trains before `fit` starts, as BatchSizeFinder does."""
+        super().on_train_start()
+        if self._window is None:
+            self._begin()
+
+    def _begin(self) -> None:
         self._release()
         optimizers = [optimizer for optimizer in self.trainer.optimizers if isinstance(optimizer, LineSearch)]
         if optimizers:
@@ -171,8 +180,13 @@ class ArmijoMixin(_Base):
             why = "FSDPStrategy hides the parameters in flat shards. Use ModelParallelStrategy, which is FSDP2"
         elif "dataloader_iter" in inspect.signature(self.training_step).parameters:
             why = "a trial cannot draw the same batch from dataloader_iter again. Let training_step take the batch"
+        elif any(callback.__class__.__name__ == "LearningRateFinder" for callback in self._callbacks()):
+            why = "there is no learning rate for LearningRateFinder to find, the search finds the step sizes. Remove it"
         if why is not None:
             raise ConfigurationError(f"armijo cannot search here: {why}, or leave ArmijoMixin out.")
+
+    def _callbacks(self) -> list[Callback]:
+        return self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
 
     def _connect(self, optimizers: list[LineSearch]) -> None:
         trainer = self.trainer
