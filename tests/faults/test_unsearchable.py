@@ -266,6 +266,69 @@ def test_a_closure_that_runs_backward_and_fails_in_a_trial_leaves_the_gradients_
     optimizer.step(problem.closure())
 
 
+# ----------------------------------------------------------------------------------- what a forward changes besides
+
+
+class Stateful(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(8, 3), kind
+        self.teacher = nn.Linear(8, 3)
+        self.seen, self.history, self.hidden, self.cache = 0, [], torch.zeros(3), {}
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = self.layer(inputs)
+        with torch.no_grad():
+            if self.kind == "teacher":
+                for kept, now in zip(self.teacher.parameters(), self.layer.parameters(), strict=True):
+                    kept.lerp_(now, 0.1)
+            elif self.kind == "buffer":
+                self.mean.lerp_(outputs.mean(0), 0.1)  # pyright: ignore[reportCallIssue]
+            elif self.kind == "seen" or (self.kind == "seen, not in trials" and outputs.requires_grad):
+                self.seen += 1
+            elif self.kind == "history":
+                self.history.append(float(outputs.mean()))
+            elif self.kind == "hidden":
+                self.hidden = outputs.mean(0)
+            elif self.kind == "hidden in place":
+                self.hidden.copy_(outputs.mean(0))
+            elif self.kind == "cache":
+                self.cache["last"] = outputs.mean(0)
+        return outputs + (self.teacher(inputs) if self.kind == "teacher" else 0)
+
+
+CHANGED = {
+    "teacher": "Linear.weight, Linear.bias",
+    "seen": "Stateful.seen",
+    "history": "Stateful.history",
+    "hidden": "Stateful.hidden",
+    "hidden in place": "Stateful.hidden",
+    "cache": "Stateful.cache",
+    "buffer": "",
+    "seen, not in trials": "",
+    "nothing": "",
+}
+
+
+@every("kind", CHANGED)
+def test_what_a_forward_changes_besides_is_named_once(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = Stateful(kind)
+    optimizer = armijo.AdamSLS(model.layer.parameters())
+    inputs, labels = torch.randn(16, 8), torch.randint(3, (16,))
+    with caplog.at_level(logging.WARNING, "armijo"):
+        for _ in range(4):
+            optimizer.step(lambda: nn.functional.cross_entropy(model(inputs), labels))
+    said = [record.getMessage() for record in caplog.records]
+    if not CHANGED[kind]:
+        assert said == []
+    else:
+        assert len(said) == 1
+        assert said[0].startswith(f"A forward pass changes {CHANGED[kind]}, and so does every trial.")
+        assert "torch.is_grad_enabled()" in said[0]
+
+
 # ---------------------------------------------------------------------------------------------------- one more of each
 
 

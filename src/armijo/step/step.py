@@ -35,7 +35,12 @@ from armijo.step.guards import (
     parameters_of,
 )
 from armijo.step.lines import ComponentLine, compute_lines, largest_number, loss_sign
-from armijo.step.warnings import warn_about_backward, warn_about_half_precision, warn_about_other_ranks
+from armijo.step.warnings import (
+    warn_about_backward,
+    warn_about_half_precision,
+    warn_about_other_ranks,
+    watch_attributes,
+)
 
 if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
@@ -99,12 +104,12 @@ def take_step(
         warn_about_backward(baseline.ran_backward)
     with torch.no_grad():
         try:
-            if objective.reduction.groups and optimizer.param_groups[0]["steps"] == 0:
+            if objective.reduction.groups and _is_first(optimizer):
                 check_ranks_hold_the_same(objective, parameters_of(optimizer.param_groups))
             lines = compute_lines(optimizer, objective)
             parameters = parameters_of(optimizer.param_groups)
             aside = gradients_aside(objective, parameters) if baseline.ran_backward else nullcontext()
-            with aside as drop_gradients:
+            with aside as drop_gradients, watch_attributes(objective, parameters, first=_is_first(optimizer)):
                 plan = _search(optimizer, lines, _Evaluator(optimizer, objective, interrupts, drop_gradients))
             plan = _decide(optimizer, lines, plan)
         except BaseException:
@@ -128,6 +133,10 @@ def take_step(
 
 
 # --------------------------------------------------------------------------------------------------------------- search
+
+
+def _is_first(optimizer: LineSearch) -> bool:
+    return optimizer.param_groups[0]["steps"] == 0
 
 
 @dataclass(frozen=True, slots=True)

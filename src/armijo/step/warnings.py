@@ -5,14 +5,23 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from armijo.evaluation.attributes import changed_attributes, fingerprint_attributes
+from armijo.evaluation.objective import Objective
 from armijo.evaluation.reduction import Reduction
 
-__all__ = ["warn_about_backward", "warn_about_half_precision", "warn_about_learning_rate", "warn_about_other_ranks"]
+__all__ = [
+    "warn_about_backward",
+    "warn_about_half_precision",
+    "warn_about_learning_rate",
+    "warn_about_other_ranks",
+    "watch_attributes",
+]
 
 logger = logging.getLogger("armijo")
 
@@ -78,6 +87,31 @@ def warn_about_backward(ran_backward: bool) -> None:
             "The closure runs backward(), as torch.optim.LBFGS wants it. Here step() does that, once; in the closure "
             "it runs in every trial too, which then takes about three times as long. Leave zero_grad() and backward() "
             "out: optimizer.step(lambda: criterion(model(inputs), labels)).",
+        )
+
+
+@contextmanager
+def watch_attributes(objective: Objective, parameters: Sequence[torch.Tensor], *, first: bool) -> Iterator[None]:
+    """In the first step, warn about attributes of modules that the trials inside of this context have changed.
+
+    Args:
+        objective: evaluates the trials.
+        parameters: those under search.
+        first: whether this is the first step; otherwise nothing is compared.
+    """
+    modules = [module for forward in objective.recorded_forwards for module in forward.buffers.modules] if first else []
+    before, evaluations = fingerprint_attributes(modules, parameters), objective.evaluations
+    yield
+    if not modules or objective.evaluations == evaluations:
+        return
+    changed = changed_attributes(before, fingerprint_attributes(modules, parameters))
+    if changed:
+        logger.warning(
+            "A forward pass changes %s%s, and so does every trial. If the loss depends on it, trials are judged by "
+            "another function: change it under `if torch.is_grad_enabled():`, which leaves trials out, or after "
+            "optimizer.step().",
+            ", ".join(changed[:3]),
+            f" and {len(changed) - 3} more attributes" if len(changed) > 3 else "",
         )
 
 
