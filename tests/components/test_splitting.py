@@ -537,7 +537,7 @@ def test_anything_but_a_module_is_refused_with_the_remedy() -> None:
 
 @pytest.mark.parametrize("by", ["layers", "", None, 3, ["layer"], ("a", "b")])
 def test_an_unknown_splitting_is_refused_with_those_that_exist(by: Any) -> None:
-    with pytest.raises(SplitError, match="is unknown. Choose 'layer', 'projection', 'module' or 'tensor', a mapping"):
+    with pytest.raises(SplitError, match=r"is unknown\. Choose 'layer', 'projection', 'module' or 'tensor', a mapping"):
         split(nn.Linear(2, 2), by=by)
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -404,7 +405,14 @@ def dying(rank: int, world: int) -> Any:
 def main() -> None:
     folder, rank, world = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    # A rank that waits for one that has ended must not wait for ever.
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
     wanted = sys.argv[4:] or list(CASES)
     found = {name: (CASES.get(name) or globals()[name])(rank, world) for name in wanted}
     torch.save(found, folder / f"{world}-{rank}.pt")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -19,6 +20,9 @@ from torch.utils.data import DataLoader
 import armijo
 from integrations.rows import bert, rows
 from integrations.test_lightning import Automatic, Manual, Watching, quiet
+
+PATIENCE = timedelta(seconds=60)
+"""A rank that waits for one that has ended must not wait for ever."""
 
 
 class Sharded(Automatic):
@@ -49,7 +53,9 @@ CASES: dict[str, tuple[Callable[..., LightningModule], dict[str, Any]]] = {
 
 def trainer_of(*callbacks: Callback, **options: Any) -> Trainer:
     if options["strategy"] == "sharded":
-        options["strategy"] = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+        options["strategy"] = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, timeout=PATIENCE)
+    else:
+        options["strategy"] = DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
     return Trainer(
         **options,
         callbacks=list(callbacks),

@@ -6,8 +6,6 @@ import copy
 import functools
 import logging
 import os
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch.utils.data import DataLoader
 import armijo
 from integrations.plain import BATCH, cross_entropy, same
 from integrations.rows import LABELS, batched, bert, parameters, rows
+from processes import run_to_end, torchrun
 
 pytest.importorskip("lightning")
 
@@ -301,10 +300,8 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path) -> No
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     from integrations import lightning_ranks
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(Path(lightning_ranks.__file__)), str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    command = torchrun(Path(lightning_ranks.__file__), str(tmp_path))
+    done = run_to_end(command, 300, {**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-4000:]
     for rank in range(2):
         assert "averaged by manual_backward() alone" in (tmp_path / f"refused-{rank}").read_text()

@@ -1,8 +1,6 @@
 """torchrun with two processes: the Trainer's steps are those of one process with all rows."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +10,14 @@ import armijo
 from integrations import trainer_ranks
 from integrations.plain import plain
 from integrations.rows import bert, parameters
+from processes import run_to_end, torchrun
 
 
 @pytest.mark.parametrize("case", trainer_ranks.CASES)
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, case: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(Path(trainer_ranks.__file__)), str(tmp_path), case]
+    command = torchrun(Path(trainer_ranks.__file__), str(tmp_path), case)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+    done = run_to_end(command, 200, environment)
     assert done.returncode == 0, done.stderr[-4000:]
     first, second = (torch.load(tmp_path / f"{case}-{rank}.pt") for rank in range(2))
     for key in ("losses", "trials", "step_sizes"):

@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 def main() -> None:
     folder, case = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
-    given = arguments(folder, per_device_train_batch_size=4, ddp_backend="gloo", **CASES[case])
+    given = arguments(folder, per_device_train_batch_size=4, ddp_backend="gloo", ddp_timeout=60, **CASES[case])
     choice = line_search(armijo.PLASLS, n_layer_groups=2)
     trainer = InOrderArmijo(bert(), given, train_dataset=rows(), optimizer_cls_and_kwargs=choice)
     if "fsdp" in CASES[case]:
