@@ -2,9 +2,11 @@
 
 import json
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import markdown
 import pytest
 import yaml
 
@@ -137,3 +139,25 @@ def test_labels_that_markdown_and_yaml_would_misread(summary: dict[str, Any]) ->
     assert "| a\\|b c | 1 | 1 | 1 | 3 |" in card
     assert "| /s | – | – | – | – |" in card
     assert front_matter(card)["model-index"][0]["results"][0]["dataset"]["name"] == summary["task"]["name"]
+
+
+def test_labels_and_names_with_html_line_breaks_and_marks_are_shown_as_they_are(summary: dict[str, Any]) -> None:
+    labels = ["<b>good</b>\n<script>alert(1)</script>", "a`b``c", "*not* [bold](x) &amp;", "x|y"]
+    summary["task"]["labels"] = labels
+    scores = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 3}
+    summary["result"]["per_class"] = dict.fromkeys(labels, scores)
+    summary["task"]["description"] = "The column <img src=x>\n# of texts"
+    card = model_card(summary)
+    html = markdown.markdown(card.split("---", 2)[2], extensions=["tables"])
+    text = re.sub(r"<[^>]+>", "", html)
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "<b>" not in html
+    shown = unescape(text)
+    for label in labels:
+        assert shown.count(" ".join(label.split())) == 2, "in the sentence and in the table"
+    assert "<h1>of texts" not in html
+    assert "# of texts" in shown
+    summary["result"]["per_class"] = dict.fromkeys("abcd", scores)
+    harmless = markdown.markdown(model_card(summary).split("---", 2)[2], extensions=["tables"])
+    assert html.count("<tr>") == harmless.count("<tr>"), "no row is torn"

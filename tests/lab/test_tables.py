@@ -1,4 +1,8 @@
+import bz2
+import csv
+import gzip
 import json
+import lzma
 import random
 from collections import Counter
 from pathlib import Path
@@ -7,6 +11,7 @@ import pytest
 
 from armijo_lab.errors import BadInputError
 from armijo_lab.tasks import Split, tables
+from armijo_lab.tasks.tables import columns, read_texts
 
 pytest.importorskip("datasets", reason="reading tables needs datasets")
 pandas = pytest.importorskip("pandas")
@@ -28,6 +33,8 @@ def write_table(path: Path, columns: dict) -> Path:
     frame = pandas.DataFrame(columns)
     if path.suffix == ".parquet":
         frame.to_parquet(path)
+    elif path.suffix == ".xlsx":
+        frame.to_excel(path, index=False)
     elif path.suffix == ".jsonl":
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         write(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -151,9 +158,22 @@ class TestCellsAreNotGuessed:
         path = write_table(tmp_path / "t.parquet", {"text": ["a", "b"], "label": [1.0, 0.0]})
         assert load(path, path).labels == ("0", "1")
 
-    def test_a_fraction_is_no_label(self, tmp_path):
-        path = write_table(tmp_path / "t.jsonl", {"text": ["a", "b"], "label": [1.0, 0.5]})
-        assert "The label in row 2" in refused(path)
+    @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".xlsx"])
+    @pytest.mark.parametrize("labels", [[1.0, 0.5], [3.25, 4.0], ["1.0", "2.5"]])
+    def test_scores_are_no_classes_in_any_kind_of_file(self, tmp_path, ending, labels):
+        path = write_table(tmp_path / f"t{ending}", {"text": ["a", "b"], "label": labels})
+        message = refused(path)
+        assert f"The label in row {1 + [float(each) % 1 > 0 for each in labels].index(True)}" in message
+        assert "Regression is not offered; round the numbers" in message
+
+    @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".xlsx"])
+    def test_whole_numbers_are_the_same_classes_in_any_kind_of_file(self, tmp_path, ending):
+        path = write_table(tmp_path / f"t{ending}", {"text": ["a", "b", "c"], "label": [10.0, 2.0, 2.0]})
+        assert load(path, path).labels == ("2", "10")
+
+    def test_words_beside_numbers_are_classes(self, tmp_path):
+        path = write(tmp_path / "t.csv", "text,label\nx,v1.5\ny,2.5\nz,none\n")
+        assert load(path, path).labels == ("2.5", "none", "v1.5")
 
     def test_white_space_around_a_label_is_none_of_it(self, tmp_path):
         path = write(tmp_path / "t.csv", "text,label\nx,a\ny, b\nz,b \n")
@@ -202,8 +222,8 @@ class TestBadFiles:
         assert "is a folder" in refused(tmp_path)
 
     def test_an_unknown_ending(self, tmp_path):
-        message = refused(write(tmp_path / "t.xlsx", "x"))
-        assert "known are .csv, .tsv, .jsonl, .json, .parquet" in message
+        message = refused(write(tmp_path / "t.ods", "x"))
+        assert "known are .csv, .tsv, .jsonl, .json, .parquet, .xlsx" in message
 
     @pytest.mark.parametrize("content", ["text,label", "text,label\n", "text,label\n\n"])
     def test_a_header_alone(self, tmp_path, content):
@@ -212,6 +232,17 @@ class TestBadFiles:
     def test_parquet_without_rows(self, tmp_path):
         path = write_table(tmp_path / "t.parquet", {"text": [], "label": []})
         assert "rows" in refused(path)
+
+    def test_columns_without_a_name_or_with_one_twice_do_not_matter_where_nobody_wants_them(self, tmp_path):
+        path = write(tmp_path / "t.csv", "text,label,,,\nx,a,,,\ny,b,,,\n")
+        assert load(path, path).train.texts == ("x", "y")
+        path = write(tmp_path / "u.csv", "text,label,note,note\nx,a,1,2\ny,b,3,4\n")
+        assert load(path, path).train.texts == ("x", "y")
+        assert "its columns are v1, v2." in refused(write(tmp_path / "v.csv", "v1,v2,,,\nx,a,,,\n"))
+
+    def test_blanks_at_the_end_of_a_name_are_seen(self, tmp_path):
+        message = refused(write(tmp_path / "t.csv", "text,label \nx,a\ny,b\n"))
+        assert message.endswith("no column 'label'; its columns are text, 'label '.")
 
     def test_repeated_columns(self, tmp_path):
         message = refused(write(tmp_path / "t.csv", "text,label,text\nx,a,y\ny,b,z\n"))
@@ -230,28 +261,83 @@ class TestBadFiles:
         message = refused(write(tmp_path / "t.csv", 'text,label\n"x\ny",a\n"y,b\nz,a\n'))
         assert "cannot be read as csv: the row that begins in line 4 has a double quote that is never closed" in message
 
+    TEXTS = ("good film", '"awful, just awful', "nice one", "bad", '"lovely', "hate it", "fine")
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    def test_a_tsv_whose_sentences_begin_with_a_quote_keeps_every_row(self, tmp_path, end):
+        rows = [f"{text}\t{'pos' if i % 2 == 0 else 'neg'}" for i, text in enumerate(self.TEXTS)]
+        path = write(tmp_path / "t.tsv", end.join(["text\tlabel", *rows, ""]))
+        assert load(path, path).train.texts == self.TEXTS
+        assert read_texts(path, text="text", text_pair=None).texts == self.TEXTS
+
+    def test_a_quote_opened_in_one_row_of_a_tsv_and_closed_in_another_joins_nothing(self, tmp_path):
+        path = write(tmp_path / "t.tsv", 'text\tlabel\n"so it began\ta\nmiddle\tb\nand ended"\ta\n')
+        assert load(path, path).train.texts == ('"so it began', "middle", 'and ended"')
+
+    def test_a_csv_whose_sentences_begin_with_a_quote(self, tmp_path):
+        path = write(tmp_path / "t.csv", 'text,label\ngood,a\n"lovely,b\nbad,a\n"quoted, as it should be",b\n')
+        message = refused(path)
+        assert "the row that begins in line 3 has a double quote that is closed in the middle of the text" in message
+        path = write(tmp_path / "u.csv", 'text,label\ngood,a\n"lovely,b\nbad,a\n"whole",b\n')
+        assert load(path, path).train.texts == ("good", '"lovely', "bad", "whole")
+
+    @pytest.mark.parametrize("ending", [".csv", ".tsv"])
+    def test_what_a_writer_quotes_comes_back(self, tmp_path, ending):
+        texts = ("plain", 'with "quotes"', "with\ttab", "with, comma", "two\nlines", '"', "a,b\nc,d", "a\tb\nc\td")
+        path = tmp_path / f"t{ending}"
+        with path.open("w", newline="") as stream:
+            writer = csv.writer(stream, delimiter="," if ending == ".csv" else "\t")
+            writer.writerows([("text", "label"), *((text, "ab"[i % 2]) for i, text in enumerate(texts))])
+        assert load(path, path).train.texts == texts
+
     def test_a_quote_in_the_middle_is_no_reason_to_refuse(self, tmp_path):
         path = write(tmp_path / "t.csv", 'text,label\n5" long,a\n"so" said,b\n')
         assert load(path, path).train.texts == ('5" long', "so said")
 
-    @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
-    def test_another_encoding(self, tmp_path, ending):
-        content = {".csv": "text,label\n", ".tsv": "text\tlabel\n", ".jsonl": ""}[ending] + "é,a\n"
-        message = refused(write(tmp_path / f"t{ending}", content.encode("latin-1")))
+    def test_json_in_another_encoding(self, tmp_path):
+        message = refused(write(tmp_path / "t.jsonl", "é".encode("latin-1")))
         assert "is not text in UTF-8" in message
         assert message.endswith("save it as UTF-8.")
 
-    @pytest.mark.parametrize(
-        ("ending", "separator", "said"),
-        [
-            (".csv", ";", "separated by ';': save it with commas, or as .tsv."),
-            (".csv", "\t", "separated by tabs: save it with commas, or as .tsv."),
-            (".tsv", ",", "separated by ',': save it as .csv."),
-        ],
-    )
-    def test_another_separator(self, tmp_path, ending, separator, said):
-        content = f"text{separator}label\nx{separator}a\ny, z{separator}b\n"
-        assert refused(write(tmp_path / f"t{ending}", content)).endswith(said)
+    @pytest.mark.parametrize("ending", [".csv", ".tsv"])
+    @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-8-sig", "utf-8"])
+    def test_other_encodings_are_read_and_a_guessed_one_is_said(self, tmp_path, caplog, ending, encoding):
+        separator = "," if ending == ".csv" else "\t"
+        content = f"text{separator}label\ncafé – “so”{separator}a\nx{separator}b\n"
+        path = write(tmp_path / f"t{ending}", content.encode(encoding))
+        assert load(path, path).train.texts == ("café – “so”", "x")
+        assert ("read as Windows-1252" in caplog.text) == (encoding == "cp1252")
+
+    @pytest.mark.parametrize("ending", [".csv", ".tsv"])
+    @pytest.mark.parametrize("separator", [";", "\t", "|", ","])
+    def test_another_separator(self, tmp_path, ending, separator):
+        other = "," if separator != "," else ";"
+        content = f'text{separator}label\nx{separator}a\n"y{other} z"{separator}b\n'
+        path = write(tmp_path / f"t{ending}", content)
+        assert load(path, path).train.texts == ("x", f"y{other} z")
+
+    @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
+    @pytest.mark.parametrize("packed", [".gz", ".bz2", ".xz"])
+    def test_packed_files(self, tmp_path, ending, packed):
+        plain = write_table(tmp_path / f"t{ending}", {"text": ["x", "y"], "label": ["a", "b"]})
+        path = tmp_path / f"t{ending}{packed}"
+        with {".gz": gzip, ".bz2": bz2, ".xz": lzma}[packed].open(path, "wb") as stream:
+            stream.write(plain.read_bytes())
+        assert load(path, path).train.texts == ("x", "y")
+        assert columns(path) == "text, label"
+        assert "cannot be read" in refused(write(tmp_path / f"cut{ending}{packed}", path.read_bytes()[:-9]))
+
+    def test_excel_gives_its_first_sheet_as_it_is_written(self, tmp_path):
+        path = tmp_path / "t.xlsx"
+        with pandas.ExcelWriter(path) as workbook:
+            frame = pandas.DataFrame({"text": ["NA", "y"], "label": ["01", "b"], "other": [1, None]})
+            frame.to_excel(workbook, index=False)
+            pandas.DataFrame({"text": ["of another sheet"]}).to_excel(workbook, sheet_name="second", index=False)
+        data = load(path, path)
+        assert (data.train.texts, data.labels) == (("NA", "y"), ("01", "b"))
+        assert columns(path) == "text, label, other"
+        assert "has no column 'sentence'" in refused(path, text="sentence")
+        assert "cannot be read as xlsx" in refused(write(tmp_path / "u.xlsx", "x"))
 
     def test_a_json_list(self, tmp_path):
         message = refused(write(tmp_path / "t.json", '\n[\n  {"text": "x", "label": 1}\n]\n'))

@@ -1,5 +1,6 @@
 """The model card of a run: what the model is, what it was trained on, and how well it does."""
 
+import html
 import re
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -67,14 +68,14 @@ def _front_matter(summary: dict[str, Any]) -> str:
 def _introduction(summary: dict[str, Any]) -> str:
     task = summary["task"]
     what = "gives one of the labels" if task["labels"] else "gives a number"
-    labels = f" {', '.join(f'`{label}`' for label in task['labels'])}" if task["labels"] else ""
+    labels = f" {', '.join(map(_code, task['labels']))}" if task["labels"] else ""
     sentence = run_folder.divergence(summary)
     if sentence is None and summary["status"] != "completed":
         sentence = "The run was interrupted before its end."
     status = "" if sentence is None else f"**{sentence}** "
     return (
-        f"{status}{_portable(summary['model']['name'])}, fine-tuned on {_portable(task['name'])}; for a text it "
-        f"{what}{labels}.\n\n{_portable(task['description'])}\n"
+        f"{status}{_plain(_portable(summary['model']['name']))}, fine-tuned on {_plain(_portable(task['name']))}; for "
+        f"a text it {what}{labels}.\n\n{_plain(_portable(task['description']))}\n"
     )
 
 
@@ -91,7 +92,8 @@ def _results(summary: dict[str, Any]) -> str:
     if result["per_class"]:
         columns = ["precision", "recall", "f1", "support"]
         rows = [
-            [label, *(_number(values[column]) for column in columns)] for label, values in result["per_class"].items()
+            [_plain(label), *(_number(values[column]) for column in columns)]
+            for label, values in result["per_class"].items()
         ]
         text += "\nAt the best epoch, class by class:\n\n" + _table(["class", *columns], rows)
     return text
@@ -244,6 +246,19 @@ def _number(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(text: str) -> str:
+    """A text as Markdown that shows it, in one line: HTML, emphasis, links and code in it are none."""
+    return re.sub(r"([\\`*_\[\]~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _code(text: str) -> str:
+    """A text as code, in one line, whatever backticks it has."""
+    text = " ".join(text.split())
+    fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    padding = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{padding}{text}{padding}{fence}"
 
 
 def _table(headings: list[str], rows: list[list[str]]) -> str:

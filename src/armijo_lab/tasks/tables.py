@@ -1,26 +1,36 @@
-"""Tables: a user's own texts and labels, from CSV, TSV and Parquet (through `datasets`) and JSON lines.
+"""Tables: a user's own texts and labels, from CSV, TSV, JSON lines, Parquet (through `datasets`) and Excel.
 
 Nothing about a cell is guessed. CSV and TSV are read as text throughout: left to themselves the readers turn
 `123` into a number, `NA` and an empty cell into "missing", and whole numbers beside a missing one into `1.0`.
 """
 
+import bz2
 import contextlib
 import csv
 import glob
+import gzip
+import io
 import json
+import logging
+import lzma
+import math
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from armijo_lab.errors import BadInputError
 from armijo_lab.tasks import Split, TaskData
 
+logger = logging.getLogger("armijo")
+
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_OTHER_SEPARATORS = (",", "\t", ";", "|")
+_PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _JSON = (".jsonl", ".json")
 _LONGEST_FIELD = 1 << 24
-_ENDINGS = (*_SEPARATORS, *_JSON, ".parquet")
+_ENDINGS = (*_SEPARATORS, *_JSON, ".parquet", ".xlsx")
 
 
 class MissingColumnError(BadInputError):
@@ -52,8 +62,9 @@ def load(
     them are whole numbers, else alphabetically.
 
     Args:
-        train: A file whose name ends with .csv, .tsv, .jsonl, .json (JSON lines) or .parquet, in UTF-8. CSV
-            and TSV have one header line, and a `"` quotes a field.
+        train: A file whose name ends with .csv, .tsv, .jsonl, .json (JSON lines), .parquet or .xlsx (the first
+            sheet). CSV and TSV have one header line; they may be packed (.csv.gz, .bz2, .xz), separated by semicolons
+            or `|`, and in UTF-16 or Windows-1252. JSON lines are in UTF-8 and may be packed.
         evaluation: The held-out rows in a file of any of these kinds with the same columns, or `None`.
         text: The column of the texts.
         text_pair: The column of the second texts, or `None`.
@@ -132,13 +143,16 @@ def columns(path: Path) -> str | None:
     """The names of a file's columns, for a sentence; `None` where they cannot be read at a glance."""
     names: list[str] = []
     try:
-        ending = path.suffix.lower()
+        ending = _ending(path)
         if ending in _SEPARATORS:
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                names = next(csv.reader(stream, delimiter=_SEPARATORS[ending]), [])
+            names = next(_reader(filter(str.strip, _lines(_read_text(path))), _SEPARATORS[ending]), [])
         elif ending in _JSON:
-            with path.open(encoding="utf-8-sig") as stream:
+            with io.StringIO(_unpacked(path).decode("utf-8-sig")) as stream:
                 names = list(json.loads(stream.readline()))
+        elif ending == ".xlsx":
+            import pandas
+
+            names = pandas.read_excel(path, nrows=0).columns.tolist()
         elif ending == ".parquet":
             from pyarrow import parquet
 
@@ -152,7 +166,7 @@ def _labelled(path: Path, text: str, text_pair: str | None, label: str) -> tuple
     """The file's texts and, row by row, its labels' names."""
     columns = _read(path, [text, label] if text_pair is None else [text, text_pair, label])
     pairs = None if text_pair is None else _texts(path, text_pair, columns[text_pair])
-    names = tuple(_label(path, label, row, value) for row, value in enumerate(columns[label], 1))
+    names = _labels(path, label, columns[label])
     return Split(_texts(path, text, columns[text]), pairs, ()), names
 
 
@@ -166,13 +180,38 @@ def _texts(path: Path, column: str, values: list[Any]) -> tuple[str, ...]:
     return tuple(values)
 
 
+def _labels(path: Path, column: str, values: list[Any]) -> tuple[str, ...]:
+    """The labels as strings: alike for all kinds of files, where the same number may be 1, 1.0 or "1.0"."""
+    names = [_label(path, column, row, value) for row, value in enumerate(values, 1)]
+    numbers = [_number(name) for name in names]
+    if all(number is not None for number in numbers):
+        fraction = next((row for row, number in enumerate(numbers, 1) if number is not None and number % 1), None)
+        if fraction is not None:
+            raise BadInputError(
+                f"The {column} in row {fraction} of {path} is {names[fraction - 1]}, and all others are numbers too: "
+                "scores, of which each would be a class. Regression is not offered; round the numbers to a few "
+                "classes, or name the classes with words."
+            )
+        if any("." in name for name in names):
+            return tuple(str(int(number)) for number in numbers if number is not None)
+    return tuple(names)
+
+
+def _number(name: str) -> float | None:
+    try:
+        number = float(name) if name.isascii() and "_" not in name else math.nan
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _label(path: Path, column: str, row: int, value: Any) -> str:
     # A whole number stands as 1.0 where the reader had to make room for a missing one beside it.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         raise BadInputError(f"The {column} in row {row} of {path} is missing; every row needs a label.")
-    if not isinstance(value, str | int):
+    if not isinstance(value, str | int | float):
         raise BadInputError(
             f"The {column} in row {row} of {path} is {_excerpt(value)}; a label is a string, a whole number or a "
             "boolean."
@@ -209,13 +248,20 @@ def _divided(rows: Split, path: Path, holdout: float, seed: int) -> tuple[Split,
     return taken(False), taken(True)
 
 
+def _ending(path: Path) -> str:
+    """The ending that says the kind of a file: of a packed CSV, TSV or JSON file the one before .gz, .bz2 or .xz."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    packed = len(suffixes) == 2 and suffixes[1] in _PACKED and suffixes[0] in (*_SEPARATORS, *_JSON)
+    return suffixes[0] if packed else path.suffix.lower()
+
+
 def _read(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
     """The wanted columns of a file, cell by cell as the file has them."""
     if path.is_dir():
         raise BadInputError(f"{path} is a folder; a file ending with {_listed(_ENDINGS)} is needed.")
     if not path.is_file():
         raise BadInputError(f"There is no file {path}.")
-    ending = path.suffix.lower()
+    ending = _ending(path)
     if ending not in _ENDINGS:
         raise BadInputError(f"The kind of {path} is not known by its ending; known are {_listed(_ENDINGS)}.")
     if path.stat().st_size == 0:
@@ -225,6 +271,8 @@ def _read(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
             columns = _separated(path, _SEPARATORS[ending], wanted)
         elif ending in _JSON:
             columns = _json_lines(path, wanted)
+        elif ending == ".xlsx":
+            columns = _excel(path, wanted)
         else:
             columns = _parquet(path, wanted)
     except BadInputError:
@@ -249,78 +297,155 @@ def _read(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
     return columns
 
 
-def _separated(path: Path, separator: str, wanted: list[str]) -> dict[str, list[Any]]:
-    import datasets
-    import pandas
-
-    _check_rows(path, separator, wanted)
-    # The first two rows without a header: the names as they stand (a repeated one would be renamed), and an
-    # error where the first row is longer than the header (its surplus would silently become row names).
-    head = pandas.read_csv(path, sep=separator, header=None, nrows=2, dtype=str, na_filter=False, encoding="utf-8-sig")
-    names = head.iloc[0].tolist()
-    _check_columns(path, names, wanted)
-    if len(head) < 2:
-        return {name: [] for name in wanted}
-    return _through_datasets(
-        "csv",
-        path,
-        wanted,
-        sep=separator,
-        header=0,
-        names=names,
-        features=datasets.Features({name: datasets.Value("string") for name in names}),
-        na_filter=False,
-        encoding="utf-8-sig",
-    )
+def _separated(path: Path, usual: str, wanted: list[str]) -> dict[str, list[Any]]:
+    lines = _lines(_read_text(path))
+    first = next((number for number, line in enumerate(lines) if line.strip()), None)
+    if first is None:
+        raise BadInputError(f"{path} is empty.")
+    separator, header = _header(path, lines[first], usual, wanted)
+    _check_columns(path, header, wanted)
+    rows = _rows(path, lines[first + 1 :], first + 2, separator, len(header))
+    return {name: [row[header.index(name)] for row in rows] for name in wanted}
 
 
-def _check_rows(path: Path, separator: str, wanted: list[str]) -> None:
-    """Refuse rows longer than the header, and a quote that is never closed: the reader's words for them help nobody."""
-    limit = csv.field_size_limit(_LONGEST_FIELD)
-    marks = "tabs" if separator == "\t" else "commas"
-    begun: list[str] = []  # the lines of the row that is read
-    last: list[str] = []
-    line = 1
+def _lines(text: str) -> list[str]:
+    """The lines of a text with their ends. Not by `splitlines`, to which a form feed and others are ends too."""
+    return list(io.StringIO(text, newline=""))
+
+
+def _read_text(path: Path) -> str:
+    """The whole file, unpacked, in UTF-8, in UTF-16 with its mark, or else in Windows-1252, which is then said."""
+    content = _unpacked(path)
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        if encoding != "utf-8-sig" or b"\0" in content:
+            raise
+        text = content.decode("cp1252")
+        logger.warning(
+            "%s is not in UTF-8; it was read as Windows-1252. If letters look wrong, save it as UTF-8.", path
+        )
+    if "\0" in text or (encoding == "utf-16" and "\n" not in text):
+        raise BadInputError(f"{path} cannot be read, because it is not text.")
+    return text
 
-            def lines() -> Iterator[str]:
-                for text in stream:
-                    begun.append(text)
-                    yield text
 
-            reader = csv.reader(lines(), delimiter=separator)
-            header = next(filter(None, reader), [])
-            _check_columns(path, header, wanted)
-            begun.clear()
-            for row in reader:
-                line = reader.line_num - len(begun) + 1
-                if len(row) > len(header):
-                    raise BadInputError(
-                        f"{path} cannot be read: the row in line {line} has {len(row)} columns and the header "
-                        f"{len(header)}; put texts that contain {marks} in double quotes."
-                    )
-                last = begun.copy()
-                begun.clear()
-        # Strictly, because otherwise the end of the file closes a quote.
-        try:
-            list(csv.reader(last, delimiter=separator, strict=True))
-        except csv.Error as error:
-            if "end of data" in str(error):
-                raise BadInputError(
-                    f"{path} cannot be read as {path.suffix.lower()[1:]}: the row that begins in line {line} has a "
-                    f"double quote that is never closed; put texts that contain {marks} or double quotes in double "
-                    "quotes, and write each one inside them twice."
-                ) from error
+def _unpacked(path: Path) -> bytes:
+    opener = _PACKED.get(path.suffix.lower())
+    if opener is None:
+        return path.read_bytes()
+    with opener(path) as stream:
+        return stream.read()
+
+
+def _header(path: Path, line: str, usual: str, wanted: list[str]) -> tuple[str, list[str]]:
+    """The separator and the names. Where the usual one does not give the wanted names, another that does is taken."""
+    for separator in (usual, *(other for other in _OTHER_SEPARATORS if other != usual)):
+        names = next(_reader([line], separator), [])
+        if len(names) > 1 and set(wanted) <= set(names):
+            return separator, names
+    return usual, next(_reader([line], usual), [])
+
+
+def _reader(lines: Iterable[str], separator: str, *, strict: bool = False) -> Any:
+    return csv.reader(lines, delimiter=separator, strict=strict)
+
+
+def _rows(path: Path, lines: list[str], first: int, separator: str, n: int) -> list[list[str]]:
+    """The rows below the header, each with n fields.
+
+    Read strictly, because a lenient reader takes a text that begins with a quote for one that goes on to the next
+    quote, and swallows the rows between. Where the quotes do not add up but every line has n fields as it stands, each
+    line is a row. In TSV that reading comes first: there a quote is mostly just a character of the text.
+
+    Raises:
+        BadInputError: a row has more than n fields, or its quotes do not add up, with the number of its line.
+    """
+    limit = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        one_each = all(line.rstrip("\r\n").count(separator) == n - 1 for line in lines if line.strip("\r\n"))
+        found, error = _strict_rows(path, lines, first, separator, n)
+        n_lines = sum(bool(line.strip("\r\n")) for line in lines)
+        if error is None and not (separator == "\t" and one_each and len(found) < n_lines):
+            return [row + [""] * (n - len(row)) for row in found]
+        if one_each:
+            return _rows_of_lines(lines, separator, n)
+        assert error is not None
+        raise error
     finally:
         csv.field_size_limit(limit)
+
+
+def _strict_rows(
+    path: Path, lines: list[str], first: int, separator: str, n: int
+) -> tuple[list[list[str]], BadInputError | None]:
+    kind = path.suffix.lower()[1:] if path.suffix.lower() not in _PACKED else path.suffixes[-2].lower()[1:]
+    marks = {"\t": "tabs", ",": "commas", ";": "semicolons"}.get(separator, repr(separator))
+    begun: list[str] = []  # the lines of the row that is read
+
+    def given() -> Iterator[str]:
+        for line in lines:
+            begun.append(line)
+            yield line
+
+    reader, rows = _reader(given(), separator, strict=True), []
+    line = first
+    try:
+        for row in reader:
+            line = first + reader.line_num - len(begun)
+            if len(row) > n:
+                return rows, BadInputError(
+                    f"{path} cannot be read: the row in line {line} has {len(row)} columns and the header {n}; put "
+                    f"texts that contain {marks} in double quotes."
+                )
+            if row:
+                rows.append(row)
+            begun.clear()
+    except csv.Error as error:
+        line = first + reader.line_num - len(begun)
+        what = "never closed" if "end of data" in str(error) else "closed in the middle of the text"
+        return rows, BadInputError(
+            f"{path} cannot be read as {kind}: the row that begins in line {line} has a double quote that is {what}; "
+            f"put texts that contain {marks} or double quotes in double quotes, and write each one inside them twice."
+        )
+    return rows, None
+
+
+def _rows_of_lines(lines: list[str], separator: str, n: int) -> list[list[str]]:
+    """Each line as a row: unquoted where its quotes add up, else as it stands."""
+    rows = []
+    for line in lines:
+        text = line.rstrip("\r\n")
+        if not text:
+            continue
+        row = next(_reader([text], separator))
+        rows.append(row if len(row) == n and "\n" not in "".join(row) else text.split(separator))
+    return rows
+
+
+def _excel(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
+    try:
+        import openpyxl  # noqa: F401
+        import pandas
+    except ImportError as error:
+        raise BadInputError(
+            f"Reading {path} needs the library openpyxl, which is not installed: pip install openpyxl; or save it as "
+            ".csv."
+        ) from error
+    sheet = pandas.read_excel(path, header=None, dtype=str, na_filter=False)
+    if not len(sheet):
+        raise BadInputError(f"{path} has no rows in its first sheet.")
+    header, *rows = sheet.astype(str).to_numpy().tolist()
+    _check_columns(path, header, wanted)
+    return {name: [row[header.index(name)] for row in rows] for name in wanted}
 
 
 def _json_lines(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
     # Not by datasets' own reader: it makes dates of texts that look like dates, makes 1 of the label "01" beside a
     # number, and a line `null` ends the whole process (datasets 5.2 with pyarrow 26).
     rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig") as stream:
+    with io.StringIO(_unpacked(path).decode("utf-8-sig")) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
@@ -401,24 +526,17 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 
 def _check_columns(path: Path, names: list[str], wanted: list[str]) -> None:
-    repeated = next((name for name in names if names.count(name) > 1), None)
+    repeated = next((name for name in wanted if names.count(name) > 1), None)
     if repeated is not None:
         raise BadInputError(
             f"{path} has more than one column {repeated!r}; its columns are {_listed(names)}. Rename one of them."
         )
     missing = next((name for name in wanted if name not in names), None)
     if missing is not None:
-        other = next((mark for mark in (";", "\t", "|", ",") if len(names) == 1 and mark in str(names[0])), None)
-        if other is not None:
-            shown = "tabs" if other == "\t" else repr(other)
-            remedy = "or as .tsv" if path.suffix.lower() == ".csv" else "as .csv"
-            with_commas = "with commas, " if path.suffix.lower() == ".csv" else ""
-            raise BadInputError(
-                f"{path} has no column {missing!r}; its columns seem to be separated by {shown}: save it "
-                f"{with_commas}{remedy}."
-            )
+        # Quoted where blanks at an end would not be seen.
+        shown = [name if (name := str(each)) == name.strip() != "" else repr(name) for each in names if str(each)]
         raise MissingColumnError(
-            missing, f"{path} has no column {missing!r}; its columns are {_listed([str(name) for name in names])}."
+            missing, f"{path} has no column {missing!r}; its columns are {_listed(shown) or 'without names'}."
         )
 
 
