@@ -6,12 +6,13 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-import markdown
 import pytest
 import yaml
 
 from armijo_lab.results.card import model_card
 from lab.made_up_runs import write_run
+
+markdown = pytest.importorskip("markdown", reason="comes with mkdocs")
 
 
 @pytest.fixture

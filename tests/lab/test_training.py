@@ -86,7 +86,9 @@ def test_a_run_leaves_its_records(start, tmp_path, optimizer, paper_protocol):
         "train_rows": 20,
         "eval_rows": 9,
         "components": max(1, len(summary["optimizer"]["components"])) if "sls" in optimizer else 0,
+        "notices": seen[0]["notices"],
     }
+    assert seen[0]["notices"][0].startswith("Rows per class: ")
     assert [step["step"] for step in run.steps] == list(range(1, 9))
     assert [step["epoch"] for step in run.steps] == [1] * 4 + [2] * 4
     assert summary["status"] == "completed"

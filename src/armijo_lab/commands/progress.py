@@ -117,7 +117,8 @@ class _Bar(contextlib.AbstractContextManager["_Bar"]):
         if record["kind"] == "start":
             watch.start(record)
             self._progress.reset(self._task, total=watch.total, completed=watch.step)
-            self._progress.console.print(_start_line(record), markup=False, highlight=False)
+            for line in (_start_line(record), *record["notices"]):
+                self._progress.console.print(line, markup=False, highlight=False)
         elif record["kind"] == "step":
             watch.take(record)
             self._progress.update(self._task, completed=watch.step, numbers=watch.numbers)
@@ -137,7 +138,8 @@ class _Lines:
         if record["kind"] == "start":
             watch.start(record)
             self._began = self._last = now
-            self._print(f"{self._title}: {_start_line(record)}")
+            for line in (f"{self._title}: {_start_line(record)}", *record["notices"]):
+                self._print(line)
         elif record["kind"] == "step":
             watch.take(record)
             if now - self._last >= LINE_EVERY:

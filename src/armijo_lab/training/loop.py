@@ -13,6 +13,7 @@ from armijo_lab import methods
 from armijo_lab.results.run_folder import NullLog, RunLog
 from armijo_lab.results.tables import LOSS_FLOOR
 from armijo_lab.tasks import metrics
+from armijo_lab.tasks.notices import notices
 from armijo_lab.training.checkpoints import remove_checkpoint, save_model, write_checkpoint
 from armijo_lab.training.evaluation import comparable_score, evaluate
 from armijo_lab.training.signals import InterruptedRunError, StopSignal
@@ -23,7 +24,8 @@ __all__ = ["Observe", "row_order", "run_to_end", "take_step"]
 
 Observe = Callable[[dict[str, Any]], None]
 """Called with each record as it is written to `metrics.jsonl` (its `kind` is `step` or `epoch`), and before the first
-with `{"kind": "start", "step", "total_steps", "model", "task", "train_rows", "eval_rows", "components"}`."""
+with `{"kind": "start", "step", "total_steps", "model", "task", "train_rows", "eval_rows", "components",
+"notices"}`, the last being sentences on the rows."""
 
 
 def run_to_end(
@@ -111,6 +113,7 @@ def _start_record(run: RunState) -> dict[str, Any]:
         "train_rows": len(run.task.train),
         "eval_rows": len(run.task.evaluation),
         "components": len(run.stepper.components()),
+        "notices": notices(run.task, run.tokenizer, run.config.tokens) if run.progress.step == 0 else [],
     }
 
 
