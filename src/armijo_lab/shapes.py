@@ -58,6 +58,11 @@ def configuration(name: str | None, task: TaskData, tokenizer: Any) -> tuple[Any
         "intermediate_size": 4 * width,
     }
     labels: dict[str, Any] = {"num_labels": task.num_labels}
+    if task.labels:
+        labels |= {
+            "id2label": dict(enumerate(task.labels)),
+            "label2id": {label: index for index, label in enumerate(task.labels)},
+        }
     if family == "vit":
         shape = t.ViTConfig(image_size=8, patch_size=2, num_channels=1, **body, **labels)
         return shape, t.AutoModelForImageClassification

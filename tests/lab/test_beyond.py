@@ -39,6 +39,8 @@ def test_shapes_of_text_models(family, paper_protocol):
         assert torch.equal(a, b)
     if paper_protocol:
         assert not any("pooler" in name for name, _ in model.named_parameters())
+    else:
+        assert tuple(model.config.id2label[i] for i in range(2)) == task.labels
     # As many tokens as it is said to read.
     long = tokenizer(
         "word " * 600, truncation=True, max_length=models.max_length(model, tokenizer), return_tensors="pt"
