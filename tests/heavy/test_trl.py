@@ -188,3 +188,23 @@ def test_sft_in_mixed_precision(tmp_path: Path) -> None:
         first = next_token(twin)(updates.batches[0][0], updates.batches[0])
     assert updates.reports[0].loss == pytest.approx(first.item(), rel=1e-2)
     assert updates.reports[-1].loss < 0.8 * updates.reports[0].loss
+
+
+def test_grpo_is_refused_in_its_first_update_because_the_value_of_its_loss_says_nothing(tmp_path: Path) -> None:
+    from trl import GRPOConfig, GRPOTrainer
+
+    tokens = tokenizer()
+    tokens.padding_side = "left"
+    policy = llama()
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    options = {**OPTIONS, "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 6}
+    trainer = GRPOTrainer(
+        policy,
+        reward_funcs=lambda completions, **_: [float(len(set(text.split()))) for text in completions],
+        args=GRPOConfig(str(tmp_path), **options),
+        train_dataset=Dataset.from_list([{"prompt": "the film was"}] * 8),
+        processing_class=tokens,
+    )
+    with pytest.raises(armijo.ClosureContractError, match=r"value does not depend on the parameters.*GRPO"):
+        attach(trainer).train()
+    assert all(map(torch.equal, before, policy.parameters()))
