@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
         (
             "armijo.errors",
             "armijo.interrupts",
+            "armijo.families",
             "armijo.checks",
             "armijo.search",
             "armijo.components",
