@@ -10,8 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,12 +18,12 @@ from armijo.components.merging import Merge
 from armijo.errors import ConfigurationError
 from armijo.evaluation.objective import Closure, Objective
 from armijo.evaluation.reduction import Reduction
-from armijo.families import is_number, is_whole
 from armijo.interrupts import Interrupts
 from armijo.observers.report import ComponentReport, SearchReport, StepReport
 from armijo.search.memory import Memory, ScratchMemory, copy_memory, plain_value
-from armijo.search.values import Outcome, SearchResult, Status, Trial
+from armijo.search.values import SearchResult, Status, Trial
 from armijo.snapshot import Snapshot, Tensors
+from armijo.step.answers import checked_blocks, checked_merge, checked_moved_before, checked_outcome
 from armijo.step.baseline import evaluate_baseline
 from armijo.step.block import Block, Decision
 from armijo.step.guards import (
@@ -181,7 +180,7 @@ def _search(optimizer: LineSearch, lines: Sequence[ComponentLine], evaluate_at: 
     searches: list[SearchResult] = []
     steps = first_group["steps"]
     selected = optimizer.selection.blocks([each.line for each in lines], steps, memory)
-    for places in _checked_blocks(optimizer, selected, len(lines)):
+    for places in checked_blocks(optimizer, selected, len(lines)):
         # What an earlier block of this step found is where a later one starts; a component that stays, stays.
         first = {place: found[place].applied if place in found else lines[place].first for place in places}
         if not any(first.values()):
@@ -191,7 +190,7 @@ def _search(optimizer: LineSearch, lines: Sequence[ComponentLine], evaluate_at: 
                 found.get(place, _unsearched(optimizer, lines[place])).applied,
                 lines[place].preview_updates(optimizer.direction),
             )
-            for place in _checked_moved_before(optimizer, places, len(lines))
+            for place in checked_moved_before(optimizer, places, len(lines))
         }
         block = Block.of(lines, first)
         result = _search_block(optimizer, block, moved, lines, evaluate_at)
@@ -204,7 +203,7 @@ def _search(optimizer: LineSearch, lines: Sequence[ComponentLine], evaluate_at: 
 
 def _unsearched(optimizer: LineSearch, each: ComponentLine) -> Decision:
     """What becomes of a component that is in no block."""
-    outcome = _checked_outcome(optimizer, optimizer.search.without_search(each.line, each.first), [])
+    outcome = checked_outcome(optimizer, optimizer.search.without_search(each.line, each.first), [])
     return Decision(outcome.step_size or each.previous, outcome.step_size, outcome.status)
 
 
@@ -238,7 +237,7 @@ def _search_block(
             return loss
 
         outcome = optimizer.search.search(block.line, block.first, evaluate, memory)
-    outcome = _checked_outcome(optimizer, outcome, trials)
+    outcome = checked_outcome(optimizer, outcome, trials)
     if moved and outcome.status is Status.NONDETERMINISTIC:
         # At η = 0 the others have moved all the same, so that loss is not f_k.
         outcome = replace(outcome, status=Status.EXHAUSTED)
@@ -261,51 +260,6 @@ def _decide_component(block: Block, place: int, before: Decision | None, result:
     return Decision(before.step_size if before else each.previous, 0.0, outcome.status, trials)
 
 
-def _checked_blocks(optimizer: LineSearch, selected: Any, n: int) -> tuple[tuple[int, ...], ...]:
-    try:
-        blocks = tuple(tuple(block) for block in selected)
-    except TypeError:
-        raise ConfigurationError(
-            f"{optimizer.selection!r} selected {selected!r}. It must return a tuple of blocks, each a tuple of places, "
-            "for instance ((0, 1),)."
-        ) from None
-    for block in blocks:
-        if not block or len(set(block)) != len(block) or not all(is_whole(place) and 0 <= place < n for place in block):
-            raise ConfigurationError(
-                f"{optimizer.selection!r} selected the block {block}. A block is a tuple of places in 0..{n - 1}, at "
-                "least one, and no place occurs twice in it."
-            )
-    return blocks
-
-
-def _checked_moved_before(optimizer: LineSearch, block: tuple[int, ...], n: int) -> tuple[int, ...]:
-    answer: Any = optimizer.selection.moved_before(block)
-    moved = answer if isinstance(answer, tuple) else (answer,)
-    if not all(is_whole(place) and 0 <= place < n and place not in block for place in moved):
-        raise ConfigurationError(
-            f"{optimizer.selection!r} says that {answer} have moved before the block {block}. It must return a tuple "
-            f"of places in 0..{n - 1} outside of the block."
-        )
-    return moved
-
-
-def _checked_outcome(optimizer: LineSearch, outcome: Any, trials: Sequence[Trial]) -> Outcome:
-    if not isinstance(outcome, Outcome) or not isinstance(outcome.status, Status):
-        raise ConfigurationError(f"{optimizer.search!r} returned {outcome!r}; it must return an Outcome with a Status.")
-    if not (isinstance(outcome.step_size, Real | torch.Tensor) and 0 <= float(outcome.step_size) < math.inf):
-        raise ConfigurationError(
-            f"{optimizer.search!r} found the step size {outcome.step_size}. It must be a finite number, 0 to stay."
-        )
-    step_size = float(outcome.step_size)
-    if outcome.status is Status.ACCEPTED and all(trial.step_size != step_size for trial in trials):
-        raise ConfigurationError(f"{optimizer.search!r} accepted the step size {step_size}, which it did not evaluate.")
-    if outcome.status is Status.NONFINITE:
-        raise ConfigurationError(
-            f"{optimizer.search!r} returned the status nonfinite, which is for the start of a step; return exhausted."
-        )
-    return replace(outcome, step_size=step_size)
-
-
 # --------------------------------------------------------------------------------------------------------------- decide
 
 
@@ -324,15 +278,8 @@ def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
             if group.new:
                 group.check_update(optimizer.direction)
     merge = optimizer.merging.propose([decision.step_size for decision in plan.decisions], plan.memory)
+    merge = checked_merge(optimizer, merge, len(lines))
     if merge is not None:
-        kinds = isinstance(merge, Merge) and is_whole(merge.kept) and is_whole(merge.absorbed)
-        kinds = kinds and is_number(merge.step_size)
-        if not (kinds and 0 <= merge.kept < merge.absorbed < len(lines) and 0 < merge.step_size < math.inf):
-            raise ConfigurationError(
-                f"{optimizer.merging!r} proposed {merge!r}. It must be a Merge with places 0 ≤ kept < absorbed < "
-                f"{len(lines)} and a finite step size > 0."
-            )
-        merge = replace(merge, step_size=float(merge.step_size))
         optimizer.selection.merged(len(lines) - 1, plan.memory)
     declared = optimizer.memory_defaults
     for memory in (plan.memory, *(each.memory for each in lines)):
