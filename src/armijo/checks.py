@@ -17,7 +17,16 @@ from armijo.directions.base import Direction
 from armijo.errors import ConfigurationError
 from armijo.search.memory import plain_value
 
-__all__ = ["FORMAT", "SHARED", "check_group", "check_moments", "check_params", "check_state", "check_values"]
+__all__ = [
+    "FORMAT",
+    "SHARED",
+    "check_group",
+    "check_maximize",
+    "check_moments",
+    "check_params",
+    "check_state",
+    "check_values",
+]
 
 FORMAT = 2
 """The format of a saved state. It counts up when states of the version before can no longer be read."""
@@ -84,6 +93,15 @@ def check_group(
                 "Pass each parameter once; model.parameters() leaves out what is tied."
             )
         seen[id(parameter)] = name
+    check_maximize(group, first)
+
+
+def check_maximize(group: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Check that a group climbs or descends as the first one does.
+
+    Raises:
+        ConfigurationError: it does not, or `maximize` is no bool.
+    """
     if not isinstance(group["maximize"], bool):
         raise ConfigurationError(f"maximize is {group['maximize']!r}; it must be True or False.")
     if group["maximize"] != first["maximize"]:
@@ -207,7 +225,7 @@ def check_state(
                 if not isinstance(group[key], int) or group[key] < 0 or group[key] != saved_groups[0][key]:
                     raise ConfigurationError(f"{key} is {group[key]!r}; it must be a count, alike in every group.")
             for key in alike:
-                if group.get(key) != saved_groups[0].get(key):
+                if repr(group.get(key)) != repr(saved_groups[0].get(key)):  # NaN equals itself here
                     raise ConfigurationError(f"{key} is {group.get(key)!r}; it must be alike in every group.")
         _check_moments(saved["state"], saved_groups, groups, direction, name)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # whatever a value of the wrong kind raises

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from armijo.checks import FORMAT, SHARED, check_group, check_moments, check_params, check_state
 from armijo.components.merging import Merging, NeverMerge
-from armijo.components.partition import ByLabel, Component, Partition
+from armijo.components.partition import ByLabel, Component, Partition, check_components
 from armijo.components.selection import Jointly, Selection
 from armijo.directions.adam import AdamDirection
 from armijo.directions.base import Direction
@@ -35,6 +35,12 @@ from armijo.step.warnings import warn_about_learning_rate
 __all__ = ["LineSearch"]
 
 _PARTS = ("direction", "search", "selection", "merging", "partition")
+
+_TAKEN = {
+    # What torch's optimizers and its schedulers write into groups.
+    *("params", "component", "param_names", "differentiable", "initial_lr", "min_lr", "max_lr", "swa_lr"),
+    *("base_momentum", "max_momentum", "momentum"),
+}
 
 
 class LineSearch(Optimizer):
@@ -62,7 +68,8 @@ class LineSearch(Optimizer):
         weight_decay: λ ≥ 0, decoupled: w ← (1 - lr·η·λ)·w, outside the trials like `lr`.
         maximize: increase the objective instead of decreasing it. A line search judges one loss, so all groups must
             agree.
-        max_step_size: an upper bound of η, > 0. A component obeys the smallest bound among its groups.
+        max_step_size: an upper bound of η, > 0. A component obeys the smallest bound among its groups. In a joint
+            search no component lengthens its first step size once one is at its bound, because ratios are kept.
         process_group: the ranks over which the loss is a mean. By default it is that of the wrapped model
             (DistributedDataParallel, fully_shard), if it is one. Copies of the optimizer go back to the default.
 
@@ -123,9 +130,11 @@ class LineSearch(Optimizer):
             "format": FORMAT,
         }
         for names in (direction.defaults(), combine_memory(search, selection, merging)):
-            taken = sorted(
-                names.keys() & {*defaults, "params", "component", "param_names", "initial_lr", "differentiable"}
-            )
+            if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names):
+                raise ConfigurationError(
+                    f"{direction!r}.defaults() returned {names!r}. It must return a dict of hyperparameters by name."
+                )
+            taken = sorted(names.keys() & {*defaults, *_TAKEN})
             if taken:
                 raise ConfigurationError(
                     f"A part names {', '.join(taken)} in its defaults(), which means something else in a parameter "
@@ -139,7 +148,8 @@ class LineSearch(Optimizer):
     @property
     def components(self) -> tuple[Component, ...]:
         """The components, in order of their places: the label and the indices into `param_groups` of each."""
-        return self.partition.components([group["component"] for group in self.param_groups])
+        labels = [group["component"] for group in self.param_groups]
+        return check_components(self.partition, self.partition.components(labels), len(labels))
 
     @property
     def memory_defaults(self) -> Memory:
@@ -155,8 +165,8 @@ class LineSearch(Optimizer):
         """Set an attribute, unless it is a part: groups and state are laid out for the parts."""
         if name in _PARTS and name in self.__dict__:
             raise ConfigurationError(
-                f"The {name} of an optimizer cannot be exchanged. Build another optimizer with the new one, and load "
-                "this one's state_dict() into it."
+                f"The {name} of an optimizer cannot be exchanged. Build another optimizer with the new one"
+                + (" and new moments." if name == "direction" else ", and load this one's state_dict() into it.")
             )
         super().__setattr__(name, value)
 

@@ -26,6 +26,7 @@ class Snapshot:
         self._parameters = {place: tensors for place, tensors in parameters.items() if tensors}
         self._start = {place: [p.detach().clone() for p in tensors] for place, tensors in self._parameters.items()}
         self._moved: set[int] = set()
+        self._closed = False
 
     def __enter__(self) -> Snapshot:
         return self
@@ -34,6 +35,7 @@ class Snapshot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
+        self._closed = True
 
     @torch.no_grad()
     def move(self, moves: Mapping[int, tuple[float, Tensors]]) -> None:
@@ -41,7 +43,12 @@ class Snapshot:
 
         Args:
             moves: for each place to move, η (finite) and a vector v for each of its parameters, of the same shapes.
+
+        Raises:
+            RuntimeError: the search is over.
         """
+        if self._closed:
+            raise RuntimeError("evaluate() was called after its search; a search evaluates before it returns.")
         self.restore()
         for place, (step_size, vectors) in moves.items():
             if place in self._parameters and step_size != 0:

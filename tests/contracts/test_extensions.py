@@ -478,6 +478,12 @@ class Nothing(armijo.FixedStep):
         return armijo.Outcome(None, armijo.Status.UNSEARCHED)  # pyright: ignore[reportArgumentType]
 
 
+class Words(armijo.FixedStep):
+    def search(self, line: Any, first: float, evaluate: Any, memory: Any) -> armijo.Outcome:
+        evaluate("far")
+        return armijo.Outcome(first, armijo.Status.UNSEARCHED)
+
+
 class TooFar(armijo.FixedStep):
     def search(self, line: Any, first: float, evaluate: Any, memory: Any) -> armijo.Outcome:
         evaluate(7.0)
@@ -497,6 +503,36 @@ class Scalars(armijo.GradientDirection):
 class SometimesProbes(armijo.GradientDirection):
     def probes(self, states: Any, group: Any) -> Any:
         return {"far": [torch.ones(()) for _ in states]} if states else {}
+
+
+class FailsOnMatrices(armijo.AdamDirection):
+    def update(self, grads: Any, states: Any, scratch: Any, group: Any) -> Any:
+        return [grad.T @ grad if grad.ndim == 2 else grad for grad in grads]
+
+
+class NotFinite(armijo.GradientDirection):
+    def update(self, grads: Any, states: Any, scratch: Any, group: Any) -> Any:
+        return [grad / 0 for grad in grads]
+
+
+class RecordFails(armijo.AdamDirection):
+    def record_step(self, states: Any, updates: Any, step_size: float) -> None:
+        raise armijo.ConfigurationError("as asked for")
+
+
+class NoProbes(armijo.GradientDirection):
+    def probes(self, states: Any, group: Any) -> Any:
+        return None if states else {}
+
+
+@dataclass(frozen=True)
+class Parted:
+    """A partition that answers whatever it is given."""
+
+    answer: Any
+
+    def components(self, labels: Any) -> Any:
+        return self.answer
 
 
 class Moved(armijo.EachAlone):
@@ -555,6 +591,98 @@ def test_a_recommended_class_says_where_other_parts_go(kind: Any, part: str) -> 
         kind([nn.Parameter(torch.ones(2))], **{part: 1})
 
 
+@every(
+    "answer",
+    [
+        None,
+        (),
+        "ab",
+        (armijo.Component("a", (0, 1, 2, 3)), armijo.Component("b", (0,))),
+        (armijo.Component("a", (0, 1)),),
+        (armijo.Component("a", (0, 1)), armijo.Component("a", (2, 3))),
+        (armijo.Component("a", (2, 3)), armijo.Component("b", (0, 1))),
+        (armijo.Component("a", (1, 0, 2, 3)),),
+        (armijo.Component(3, (0, 1, 2, 3)),),  # pyright: ignore[reportArgumentType]
+        (armijo.Component("a", (0, 1, 2, -1)),),
+        (armijo.Component("a", (0, 1, 2, 3)), armijo.Component("b", ())),
+    ],
+)
+def test_a_partition_that_loses_or_doubles_a_group_is_refused(answer: Any) -> None:
+    with pytest.raises(armijo.ConfigurationError, match="lies in exactly one, and components and their groups ascend"):
+        line_search(Problem(), partition=Parted(answer))
+
+
+class RemembersNothing(armijo.Growth):
+    def defaults(self) -> Any:
+        return None
+
+
+class NumberedMemory(armijo.Growth):
+    def defaults(self) -> Any:
+        return {3: 0.0}
+
+
+@every("guess", [RemembersNothing(), NumberedMemory()])
+def test_memory_that_is_no_dict_of_names_is_refused(guess: Any) -> None:
+    with pytest.raises(armijo.ConfigurationError, match=r"defaults\(\) returned .* It must return a dict"):
+        armijo.Backtracking(guess=guess)
+
+
+def test_memory_that_is_nan_can_be_loaded() -> None:
+    @dataclass(frozen=True)
+    class Unknown(armijo.Jointly):
+        def defaults(self) -> Memory:
+            return {"unknown": math.nan, "several": [math.nan, 1.0]}
+
+    optimizer = line_search(Problem(), selection=Unknown())
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert math.isnan(optimizer.param_groups[-1]["unknown"])
+
+
+def test_an_inner_moment_by_the_name_of_the_last_step_is_refused() -> None:
+    with pytest.raises(armijo.ConfigurationError, match="has a moment last_step of its own"):
+        armijo.LineSearch(
+            [nn.Parameter(torch.ones(2))],
+            direction=armijo.KeepLastStep(armijo.KeepLastStep(Gradient())),
+        )
+
+
+@every("value", [True, "x"])
+def test_a_group_that_is_turned_round_later_is_noticed(value: Any) -> None:
+    problem = Problem()
+    optimizer = line_search(problem)
+    optimizer.param_groups[1]["maximize"] = value
+    with pytest.raises(armijo.ConfigurationError, match="maximize"):
+        optimizer.step(problem.closure())
+
+
+def test_an_evaluation_after_the_search_is_refused() -> None:
+    kept: list[Any] = []
+
+    class Keeps(armijo.FixedStep):
+        def search(self, line: Any, first: float, evaluate: Any, memory: Any) -> armijo.Outcome:
+            kept.append(evaluate)
+            return armijo.Outcome(first, armijo.Status.UNSEARCHED)
+
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = armijo.LineSearch([weight], search=Keeps(0.1))
+    optimizer.step(lambda: weight.square().sum())
+    before = weight.detach().clone()
+    with pytest.raises(RuntimeError, match="called after its search"):
+        kept[0](0.5)
+    assert torch.equal(weight, before)
+
+
+@every("name", ["min_lr", "momentum", "swa_lr"])
+def test_memory_by_a_name_that_schedulers_write_is_refused(name: str) -> None:
+    class Scheduled(armijo.Growth):
+        def defaults(self) -> Any:
+            return {name: 0.0}
+
+    with pytest.raises(armijo.ConfigurationError, match=f"names {name} in its defaults"):
+        armijo.LineSearch([nn.Parameter(torch.ones(2))], search=armijo.Backtracking(guess=Scheduled()))
+
+
 class CyclesToo(armijo.Growth):
     def defaults(self) -> dict[str, Any]:
         return {"cycle_place": 0}
@@ -589,6 +717,11 @@ def test_two_parts_with_one_name_are_refused() -> None:
             {"search": TooFar(1.0), "max_step_size": 5.0},
             "tried the step size 7.0; the longest allowed here is line.longest, 5.0",
         ),
+        ({"direction": FailsOnMatrices()}, "update returned .* one tensor of the same shape"),
+        ({"direction": NotFinite()}, "update returned numbers that are not finite"),
+        ({"direction": RecordFails()}, "as asked for"),
+        ({"direction": NoProbes()}, "probes names none for a parameter group"),
+        ({"search": Words(1.0)}, "tried a step size that is NaN or no number"),
         ({"selection": Moved(0)}, r"\(0,\) have moved before the block \(0,\)"),
         ({"search": JudgedByNextBatch()}, "last_step"),
     ],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from armijo.errors import ConfigurationError
+from armijo.families import is_whole
 
 __all__ = ["ByLabel", "Component", "Partition", "Together"]
 
@@ -28,6 +31,33 @@ class Partition(Protocol):
     def components(self, labels: Sequence[str]) -> tuple[Component, ...]:
         """Every index of `labels` in exactly one component."""
         ...
+
+
+def check_components(partition: Partition, components: Any, n: int) -> tuple[Component, ...]:
+    """What a partition made of n parameter groups, checked.
+
+    Raises:
+        ConfigurationError: a group is in no component or in two, groups or components are out of order, or a label is
+            no string or occurs twice.
+    """
+    kinds = isinstance(components, tuple | list) and all(
+        isinstance(each, Component) and isinstance(each.label, str) and each.label and isinstance(each.groups, tuple)
+        for each in components
+    )
+    flat = [index for each in components for index in each.groups] if kinds else []
+    if (
+        not kinds
+        or not all(is_whole(index) for index in flat)
+        or sorted(flat) != list(range(n))
+        or len({each.label for each in components}) < len(components)
+        or any(not each.groups or list(each.groups) != sorted(each.groups) for each in components)
+        or [each.groups[0] for each in components] != sorted(each.groups[0] for each in components)
+    ):
+        raise ConfigurationError(
+            f"{partition!r} made {components!r} of {n} parameter groups. It must return a tuple of Component with "
+            f"labels of their own; each group, 0..{n - 1}, lies in exactly one, and components and their groups ascend."
+        )
+    return tuple(components)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,9 +57,9 @@ class Direction(Protocol):
     ) -> Tensors:
         """Take the gradients into the moments and return the updates u to apply.
 
-        It runs in the commit, so what it raises cannot be undone; before the first step of each group it is tried
-        once on a copy of the state of its smallest parameter. The updates have the lengths of the search directions,
-        for which the step size was found: a momentum is an average, not a sum.
+        It runs in the commit, so what it raises cannot be undone; before the first step of parameters it is tried on
+        copies of a few states, one for each number of dimensions in the group. The updates have the lengths of the
+        search directions, for which the step size was found: a momentum is an average, not a sum.
 
         Args:
             grads: the gradients, one for each parameter; not to be changed.

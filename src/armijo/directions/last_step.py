@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from armijo.directions.base import Direction, ParameterState, Tensors
+from armijo.errors import ConfigurationError
 from armijo.families import check_part
 
 __all__ = ["KeepLastStep"]
@@ -50,8 +51,10 @@ class KeepLastStep(Direction):
 
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         """Those of `direction`, and `last_step`."""
-        last = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return {**self.direction.moments(parameter), "last_step": last}
+        moments = self.direction.moments(parameter)
+        if "last_step" in moments:
+            raise ConfigurationError(f"{self.direction!r} has a moment last_step of its own; rename it.")
+        return {**moments, "last_step": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
 
     def search_direction(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
         """That of `direction`."""

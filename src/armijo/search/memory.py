@@ -36,7 +36,13 @@ def combine_memory(*parts: Remembers) -> Memory:
     """
     combined: Memory = {}
     for part in parts:
-        for name, value in part.defaults().items():
+        defaults: Any = part.defaults()
+        if not isinstance(defaults, Mapping) or not all(isinstance(name, str) for name in defaults):
+            raise ConfigurationError(
+                f"{part!r}.defaults() returned {defaults!r}. It must return a dict: names, with the integer, float or "
+                "list of numbers to begin with."
+            )
+        for name, value in defaults.items():
             if name in combined:
                 raise ConfigurationError(
                     f"Two parts of the optimizer remember {name!r}, the second is {part!r}. Give one of them another "

@@ -42,7 +42,8 @@ class Status(StrEnum):
     """There was nothing to search for: the loss is zero or the slope vanishes. The component stays where it is, except
     under `armijo.paper`, which moves it with its step size."""
     UNSEARCHED = "unsearched"
-    """The component was not selected, or its step size is fixed; it moves with the step size it has."""
+    """The component moves with a step size that no trial has tested: it was not selected, its step size is fixed, or
+    the search computed it."""
     ASCENT = "ascent"
     """The loss rises along the direction (slope < 0). The component stays where it is."""
     NONFINITE = "nonfinite"

@@ -61,7 +61,10 @@ def checked_outcome(optimizer: LineSearch, outcome: Any, trials: Sequence[Trial]
         )
     step_size = float(outcome.step_size)
     if outcome.status is Status.ACCEPTED and all(trial.step_size != step_size for trial in trials):
-        raise ConfigurationError(f"{optimizer.search!r} accepted the step size {step_size}, which it did not evaluate.")
+        raise ConfigurationError(
+            f"{optimizer.search!r} accepted the step size {step_size}, which it did not evaluate. "
+            "Evaluate it before, or return it with Status.UNSEARCHED."
+        )
     if outcome.status is Status.NONFINITE:
         raise ConfigurationError(
             f"{optimizer.search!r} returned the status nonfinite, which is for the start of a step; return exhausted."

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from armijo.checks import check_values
+from armijo.checks import check_maximize, check_values
 from armijo.components.partition import Component
 from armijo.directions.base import Direction, ParameterState, Tensors
 from armijo.errors import ConfigurationError
@@ -71,15 +71,26 @@ class GroupLine:
         return direction.update([self.grads[i] for i in chosen], states, scratch, self.group)
 
     def check_update(self, direction: Direction) -> None:
-        """Try `direction.update` on a copy of the smallest parameter's state: in the commit it must not fail.
+        """Try what the commit will call on copies of a few states: of each number of dimensions the smallest parameter.
 
         Raises:
-            ConfigurationError: it does not return one tensor of the parameter's shape.
+            ConfigurationError: `direction.update` does not return one finite tensor of the parameter's shape.
         """
-        if self.parameters:
-            smallest = min(range(len(self.parameters)), key=lambda i: self.parameters[i].numel())
-            updates = self.preview_updates(direction, [smallest])
-            _check_shapes(direction, "update", updates, [self.parameters[smallest]])
+        smallest: dict[int, int] = {}
+        for i, parameter in enumerate(self.parameters):
+            kept = smallest.setdefault(parameter.ndim, i)
+            if parameter.numel() < self.parameters[kept].numel():
+                smallest[parameter.ndim] = i
+        for i in smallest.values():
+            state = {key: value.clone() for key, value in self.states[i].items()}
+            updates = self.preview_updates(direction, [i])
+            _check_shapes(direction, "update", updates, [self.parameters[i]])
+            if not bool(updates[0].isfinite().all()):
+                raise ConfigurationError(
+                    f"{direction!r}.update returned numbers that are not finite, for a gradient that is. Look for a "
+                    "division by zero or a root of a negative number."
+                )
+            direction.record_step([state], updates, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +147,13 @@ def compute_lines(optimizer: LineSearch, objective: Objective) -> list[Component
             moments, or a part answers with something that cannot be used.
     """
     groups: list[GroupLine] = []
-    probe_names = tuple(optimizer.direction.probes([], optimizer.param_groups[0]))
+    probe_names = tuple(optimizer.direction.probes([], optimizer.param_groups[0]) or ())
 
     def prepare() -> list[float]:
         memory = optimizer.memory_defaults
         for group in optimizer.param_groups:
             check_values(group, optimizer.direction, memory)
+            check_maximize(group, optimizer.param_groups[0])
         groups.extend(_prepare(optimizer, group, probe_names) for group in optimizer.param_groups)
         return _slopes(groups, probe_names)
 
@@ -211,9 +223,9 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
     directions = direction.search_direction(grads, states, group) if parameters else []
     _check_shapes(direction, "search_direction", directions, grads)
     probes = direction.probes(states, group)
-    if tuple(probes) != probe_names:
+    if not isinstance(probes, Mapping) or tuple(probes) != probe_names:
         raise ConfigurationError(
-            f"{direction!r}.probes names {', '.join(probes) or 'none'} for a parameter group, and "
+            f"{direction!r}.probes names {', '.join(map(str, probes or ())) or 'none'} for a parameter group, and "
             f"{', '.join(probe_names) or 'none'} for no parameters. The names must be the same each time."
         )
     for vectors in probes.values():

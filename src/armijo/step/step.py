@@ -220,9 +220,12 @@ def _search_block(
     with Snapshot({place: lines[place].parameters for place in (*block.members, *moved)}) as snapshot:
 
         def evaluate(step_size: float, along: str | None = None) -> float:
-            step_size = float(step_size)
+            try:
+                step_size = float(step_size)
+            except (TypeError, ValueError, OverflowError, RuntimeError):
+                step_size = math.nan
             if math.isnan(step_size):
-                raise ConfigurationError(f"{optimizer.search!r} tried the step size NaN; trials need a number.")
+                raise ConfigurationError(f"{optimizer.search!r} tried a step size that is NaN or no number.")
             if along is None and block.line.longest < step_size <= block.reach:
                 raise ConfigurationError(
                     f"{optimizer.search!r} tried the step size {step_size}; the longest allowed here is line.longest, "

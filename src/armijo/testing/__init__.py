@@ -83,6 +83,8 @@ def assert_contract(part: object, *, derivatives: Sequence[str] = ("last_step",)
         >>> import armijo
         >>> assert_contract(armijo.Armijo(0.1))
     """
+    if isinstance(derivatives, str):
+        raise AssertionError(f"derivatives is the string {derivatives!r}; pass a tuple of names: ({derivatives!r},).")
     families = _families_of(part)
     generators = RandomState.capture()
     try:
