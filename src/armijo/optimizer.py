@@ -36,11 +36,10 @@ __all__ = ["LineSearch"]
 
 _PARTS = ("direction", "search", "selection", "merging", "partition")
 
-_TAKEN = {
-    # What torch's optimizers and its schedulers write into groups.
-    *("params", "component", "param_names", "differentiable", "initial_lr", "min_lr", "max_lr", "swa_lr"),
-    *("base_momentum", "max_momentum", "momentum"),
-}
+_TAKEN = {"params", "component", "param_names", "differentiable", "initial_lr"}
+"""Keys of a group that mean something to torch's optimizers."""
+_DRIVEN = {"min_lr", "max_lr", "swa_lr", "momentum", "base_momentum", "max_momentum"}
+"""Keys that torch's schedulers write: a direction may have them driven, but nothing can be remembered there."""
 
 
 class LineSearch(Optimizer):
@@ -129,12 +128,13 @@ class LineSearch(Optimizer):
             **dict.fromkeys(SHARED, 0),
             "format": FORMAT,
         }
-        for names in (direction.defaults(), combine_memory(search, selection, merging)):
+        memory = combine_memory(search, selection, merging)
+        for names, reserved in ((direction.defaults(), _TAKEN), (memory, _TAKEN | _DRIVEN)):
             if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names):
                 raise ConfigurationError(
                     f"{direction!r}.defaults() returned {names!r}. It must return a dict of hyperparameters by name."
                 )
-            taken = sorted(names.keys() & {*defaults, *_TAKEN})
+            taken = sorted(names.keys() & {*defaults, *reserved})
             if taken:
                 raise ConfigurationError(
                     f"A part names {', '.join(taken)} in its defaults(), which means something else in a parameter "
@@ -242,7 +242,7 @@ class LineSearch(Optimizer):
         super().__setstate__(state)
         for moments in self.state.values():
             # A file may hold a plain number; in memory torch's foreach wants tensors.
-            if not isinstance(moments["step"], torch.Tensor):
+            if moments and not isinstance(moments["step"], torch.Tensor):
                 moments["step"] = torch.tensor(float(moments["step"]), dtype=torch.float32)
         # torch's load_state_dict calls this too, for an optimizer that keeps its observers.
         if "_observers" not in self.__dict__:
@@ -332,5 +332,5 @@ class LineSearch(Optimizer):
                 "Lightning ArmijoMixin in armijo.integrations.lightning."
             )
         for parameter in parameters:
-            if parameter.requires_grad and parameter not in self.state:
+            if parameter.requires_grad and not self.state.get(parameter):
                 self.state[parameter] = fresh_state(self.direction, parameter)

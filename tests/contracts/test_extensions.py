@@ -881,3 +881,50 @@ def test_a_place_that_has_moved_before_moves_by_what_the_commit_moves_it(lr: flo
     )
     optimizer.step(loss)
     assert seen[-1] == weights[0].item() != 1.0
+
+
+def test_a_hyperparameter_of_a_direction_may_be_called_momentum_and_driven() -> None:
+    @dataclass(frozen=True)
+    class Averaged(armijo.GradientDirection):
+        def defaults(self) -> dict[str, Any]:
+            return {"momentum": 0.9}
+
+    optimizer = armijo.LineSearch([nn.Parameter(torch.ones(2))], direction=Averaged())
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
+@every("kind", [armijo.SGDSLS, armijo.AdamSLS, armijo.PLASLS])
+def test_a_state_that_was_only_looked_up_is_no_state(kind: Any) -> None:
+    problem, twin = Problem(), Problem()
+    looked, plain = kind(problem.groups()), kind(twin.groups())
+    for parameter in problem.model.parameters():
+        assert looked.state[parameter] == {}
+    looked.load_state_dict(looked.state_dict())
+    pickle.loads(pickle.dumps(looked))
+    for step in range(3):
+        torch.manual_seed(step)
+        looked.step(problem.closure())
+        torch.manual_seed(step)
+        plain.step(twin.closure())
+    assert all(map(torch.equal, problem.model.parameters(), twin.model.parameters()))
+
+
+@every("carry", [True, False])
+def test_a_model_converted_after_a_step_is_told_to_convert_the_optimizer(carry: bool) -> None:
+    problem = Problem()
+    optimizer = line_search(problem, direction=armijo.AdamDirection())
+    optimizer.step(problem.closure())
+    inputs, labels = problem.batch()
+    problem.model.double()
+
+    def closure() -> torch.Tensor:
+        return nn.functional.cross_entropy(problem.model(inputs.double()), labels)
+
+    if carry:
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.step(closure)
+        return
+    before = everything(problem.model, optimizer)
+    with pytest.raises(armijo.ConfigurationError, match=r"the model was converted after a step.*load_state_dict"):
+        optimizer.step(closure)
+    assert same(before, everything(problem.model, optimizer))

@@ -218,7 +218,10 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
     grads = [local_shard(_gradient(optimizer, p)) for p in parameters]
     if group["maximize"]:
         grads = list(torch._foreach_neg(grads)) if grads else grads
-    kept = {p: optimizer.state[p] if p in optimizer.state else fresh_state(direction, p) for p in parameters}
+    # Reading optimizer.state[p] leaves an empty state there.
+    kept = {p: optimizer.state.get(p) or fresh_state(direction, p) for p in parameters}
+    for parameter, state in kept.items():
+        _check_format(direction, parameter, state)
     states = [{key: local_shard(tensor) for key, tensor in state.items()} for state in kept.values()]
     directions = direction.search_direction(grads, states, group) if parameters else []
     _check_shapes(direction, "search_direction", directions, grads)
@@ -230,7 +233,7 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
         )
     for vectors in probes.values():
         _check_shapes(direction, "probes", vectors, grads)
-    idle = [optimizer.state[p] for p in group["params"] if p.grad is None and p in optimizer.state]
+    idle = [state for p in group["params"] if p.grad is None and (state := optimizer.state.get(p))]
     return GroupLine(
         group=group,
         lr=float(group["lr"]),
@@ -242,9 +245,22 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
         directions=directions,
         probes=probes,
         shards=[count_shards(p) for p in parameters],
-        new=any(p not in optimizer.state for p in parameters),
+        new=any(not optimizer.state.get(p) for p in parameters),
         idle=[{key: local_shard(tensor) for key, tensor in state.items()} for state in idle],
     )
+
+
+def _check_format(direction: Direction, parameter: torch.Tensor, state: ParameterState) -> None:
+    """Refuse moments of a parameter whose number format has changed: the commit would fail half-way."""
+    if all(moment.dtype == parameter.dtype for name, moment in state.items() if name != "step"):
+        return
+    # A direction may keep its moments in another format than the parameter's.
+    for name, fresh in direction.moments(parameter.new_empty([0] * parameter.ndim)).items():
+        if state[name].dtype != fresh.dtype:
+            raise ConfigurationError(
+                f"A parameter is {parameter.dtype} now, and its {name} {state[name].dtype}: the model was converted "
+                "after a step. Convert the optimizer too: optimizer.load_state_dict(optimizer.state_dict())."
+            )
 
 
 def _check_shapes(direction: Direction, method: str, answer: Any, like: Tensors) -> None:
