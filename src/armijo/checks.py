@@ -249,8 +249,6 @@ def _check_moments(
         for key, parameter in zip(group["params"], own["params"], strict=True)
     }
     for key, entry in state.items():
-        if isinstance(entry, Mapping) and not entry:
-            continue  # of a parameter that was only looked up
         if key not in parameters:
             raise ConfigurationError(f"it holds moments of a parameter {key!r} that is in none of its groups.")
         parameter = parameters[key]

@@ -205,6 +205,13 @@ class LineSearch(Optimizer):
             del self.param_groups[before:]
             raise
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch's optimizers write it: parameters by number, groups with their step sizes."""
+        # Reading optimizer.state[parameter] leaves an empty state there, which in a file would be a damage.
+        for parameter in [parameter for parameter, state in self.state.items() if not state]:
+            del self.state[parameter]
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, as torch's optimizers do.
 
