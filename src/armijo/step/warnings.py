@@ -27,16 +27,17 @@ logger = logging.getLogger("armijo")
 
 _HALF = (torch.float16, torch.bfloat16)
 _LEAST_FACTOR = 1e-2
-"""A smaller `lr` was probably meant as a learning rate."""
+"""This `lr`, or a smaller one, was probably meant as a learning rate."""
 
 
 def warn_about_learning_rate(groups: Sequence[Mapping[str, Any]]) -> None:
     """Warn if the largest `lr` looks like a learning rate; smaller ones may be multipliers of layers."""
     largest = max(float(group["lr"]) for group in groups)
-    if 0 < largest < _LEAST_FACTOR:
+    if 0 < largest <= _LEAST_FACTOR:
         logger.warning(
             "lr is %g. Here lr is not a learning rate: it multiplies each step size that the search finds, so the "
-            "model hardly moves. Leave it out; to bound the step sizes, set max_step_size.",
+            "model hardly moves. Leave it out (with a framework that passes one of its own, as skorch does, pass lr=1.0); "
+            "to bound the step sizes, set max_step_size.",
             largest,
         )
 
