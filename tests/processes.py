@@ -1,12 +1,16 @@
-"""Commands of several processes, which must end: after its time a command is killed with all that it started."""
+"""Commands as processes of their own: of several ranks, which must end in their time, or in a fork of the tests."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -36,3 +40,45 @@ def torchrun(script: Path, *arguments: str, ranks: int = 2) -> list[str]:
     """The command that runs a script on several ranks, which meet at a port that nobody else has."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return [*launcher, str(script), *arguments]
+
+
+def forked(
+    run: Callable[[list[str]], object], *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command's main function in a fork of this process, which has imported everything already.
+
+    What a command prints, its exit code and what it leaves behind are those of a process of its own; the seconds that
+    it takes to import torch and transformers are spared.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if child == 0:
+            _become(run, list(arguments), out.fileno(), said.fileno(), cwd)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0)
+        said.seek(0)
+        return subprocess.CompletedProcess(arguments, code, out.read(), said.read())
+
+
+def _become(run: Callable[[list[str]], object], arguments: list[str], out: int, said: int, cwd: Path | None) -> None:
+    code: object = 1
+    try:
+        os.dup2(out, 1)
+        os.dup2(said, 2)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+        logging.root.handlers.clear()  # pytest's
+        warnings.resetwarnings()
+        sys.argv = ["armijo", *arguments]
+        os.chdir(cwd or ".")
+        code = run(arguments) or 0
+    except SystemExit as end:
+        code = 0 if end.code is None else end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)

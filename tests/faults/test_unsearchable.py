@@ -349,5 +349,5 @@ def test_the_alarm_about_a_learning_rate_is_about_the_largest(caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "armijo"):
         armijo.AdamSLS(layers)
         assert not caplog.records
-        armijo.AdamSLS([{**layer, "lr": layer["lr"] * 1e-3} for layer in layers])
-    assert "lr is 0.001. Here lr is not a learning rate" in caplog.text
+        armijo.AdamSLS([{**layer, "lr": layer["lr"] * 1e-2} for layer in layers])
+    assert "lr is 0.01. Here lr is not a learning rate" in caplog.text

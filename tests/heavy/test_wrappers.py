@@ -12,11 +12,11 @@ import schedulefree
 import skorch
 import torch
 from mechanic_pytorch import mechanize
-from problems import Problem
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward
 
 import armijo
+from problems import Problem
 
 Step = Callable[[Problem], Any]
 

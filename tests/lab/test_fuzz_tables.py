@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from armijo_lab.cli import main
 from armijo_lab.errors import BadInputError
 from armijo_lab.results.run_folder import read_run
 from armijo_lab.tasks import TaskData, tables
 from lab import tiny
+from processes import forked
 
 CELLS: tuple[Callable[[random.Random], Any], ...] = (
     lambda draw: "".join(chr(draw.randrange(32, 0x2FF)) for _ in range(draw.randrange(0, 40))),
@@ -157,8 +157,7 @@ def _through_the_command(seed: int, folder: Path) -> str:
         *("finetune", "--model", str(folder / "model"), "--train", str(path), "--text", "text", "--label", "label"),
         *("--epochs", "1", "--max-length", "8", "--device", "cpu", "--output", str(output)),
     ]
-    code = "from armijo_lab.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    done = forked(main, *arguments)
     assert done.returncode in (0, 2), done.stderr
     assert "Traceback" not in done.stderr
     if done.returncode == 2:

@@ -21,7 +21,7 @@ from armijo_lab.results.run_folder import read_run
 from lab import tiny
 
 MAIN = [sys.executable, "-c", "from armijo_lab.cli import main; main()"]
-# 20 rows in batches of 2, 30 epochs: 300 steps, a checkpoint every 10, an evaluation and perhaps a model every 10.
+# 20 rows in batches of 2, 12 epochs: 120 steps, a checkpoint every 10, an evaluation and perhaps a model every 10.
 ARGUMENTS = [
     "finetune",
     # Components, turns and merges are to be resumed too.
@@ -36,7 +36,7 @@ ARGUMENTS = [
     "--label",
     "label",
     "--epochs",
-    "30",
+    "12",
     "--batch-size",
     "2",
     "--max-length",
@@ -90,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     began = time.monotonic()
     code, said = _finish(ARGUMENTS, base / "whole")
     assert code == 0, said
-    assert read_run(base / "whole" / "run").summary["steps"] == 300
+    assert read_run(base / "whole" / "run").summary["steps"] == 120
     return base / "whole", time.monotonic() - began
 
 
@@ -156,7 +156,7 @@ def _after_records(number: int) -> Callable[[subprocess.Popen[bytes], Path], Non
     return wait
 
 
-@pytest.mark.parametrize("wait", [_in_mid_write(CHECKPOINT, 7), _after_records(160)], ids=["in mid-write", "between"])
+@pytest.mark.parametrize("wait", [_in_mid_write(CHECKPOINT, 5), _after_records(65)], ids=["in mid-write", "between"])
 def test_a_killed_run_is_resumed_to_the_last_bit(whole: tuple[Path, float], wait: Any, tally: Any) -> None:
     assert _kill_and_resume(whole[0], "killed", wait) == "resumed"
     tally("kills of the command survived")

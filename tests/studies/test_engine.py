@@ -14,14 +14,17 @@ import pytest
 
 from armijo_lab.results import store
 from armijo_lab.studies import engine
+from armijo_lab.studies.__main__ import main as studies
+from processes import forked
 
 pytest.importorskip("hydra")
+main = pytest.importorskip("armijo_lab.cli").main
 
 COMMAND = [sys.executable, "-c", "import sys; from armijo_lab.cli import main; main(sys.argv[1:])"]
 
 
 def armijo(*arguments, cwd=None, code=0):
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
+    done = forked(main, *arguments, cwd=cwd)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -108,14 +111,13 @@ def test_what_is_not_there_is_said_before_the_first_run(small, tmp_path):
         return [option for option in small if not option.startswith(f"{key}=")]
 
     grid = ["rivals", "seeds=1", "select=adamsls"]
-    module = [sys.executable, "-m", "armijo_lab.studies"]
     for options, said in (
         ([*small, "tasks=sst2,qnli"], "There is no folder QNLI in"),
         ([*without("data_dir"), "data_dir=nowhere", "tasks=sst2"], "There is no folder nowhere"),
         ([*without("model"), "model=./nowhere", "tasks=sst2"], "There is no model folder './nowhere'"),
     ):
         assert said in armijo("study", *grid, *options, code=2).stderr
-        bare = subprocess.run([*module, *grid, *options], capture_output=True, text=True, check=False)
+        bare = forked(studies, *grid, *options)
         assert bare.returncode == 2
         assert said in bare.stderr
     assert list(tmp_path.iterdir()) == []

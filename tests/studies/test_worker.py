@@ -12,8 +12,10 @@ from armijo_lab import training
 from armijo_lab.errors import BadInputError
 from armijo_lab.results import store
 from armijo_lab.studies import plan, worker
+from armijo_lab.studies.__main__ import main as studies
 from armijo_lab.studies.plan import read
 from armijo_lab.training import loop
+from processes import forked
 
 CLOCKS = ("seconds", "peak_memory", "epochs", "ended")
 
@@ -191,9 +193,7 @@ def test_one_process_needs_torch_and_transformers_alone(small, tmp_path):
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, named):
-    done = subprocess.run(
-        [sys.executable, "-m", "armijo_lab.studies", *arguments], capture_output=True, text=True, check=False
-    )
+    done = forked(studies, *arguments)
     assert done.returncode == 2
     assert named in done.stderr
     assert len(done.stderr.splitlines()) == 1
