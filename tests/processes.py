@@ -75,7 +75,7 @@ def _become(run: Callable[[list[str]], object], arguments: list[str], out: int, 
     except SystemExit as end:
         code = 0 if end.code is None else end.code
         if isinstance(code, str):
-            print(code, file=sys.stderr)
+            sys.stderr.write(f"{code}\n")
     except BaseException:
         traceback.print_exc()
     finally:

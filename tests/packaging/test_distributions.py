@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.heavy
+# One process makes the clean environment, which takes a minute.
+pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("clean environment")]
 ROOT = Path(__file__).parents[2]
 
 

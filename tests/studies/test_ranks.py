@@ -49,6 +49,7 @@ def test_two_processes_take_the_steps_of_one(small, tmp_path):
     assert many["final"] == pytest.approx(alone["final"], rel=1e-3)
 
 
+@pytest.mark.soak
 def test_an_interrupted_run_of_several_processes_goes_on(small, tmp_path):
     # With dropout, whose masks differ from rank to rank.
     options, config = planned(batches_of(small, 7, 12), "processes=2", "protocol=clean")
