@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/armijo finetune
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term
 
 # Trainers that others wrote, every example, and the wheel in a clean environment; a few minutes.
 test-integrations: $(INSTALLED)

@@ -36,7 +36,9 @@ __all__ = ["LineSearch"]
 
 _PARTS = ("direction", "search", "selection", "merging", "partition")
 
-_TAKEN = {"params", "component", "param_names", "differentiable", "initial_lr"}
+_OWN_MEMORY = {"failed_searches": 0}
+"""What the optimizer itself remembers of each component: how many searches have failed since one that did not."""
+_TAKEN = {"params", "component", "param_names", "differentiable", "initial_lr", *_OWN_MEMORY}
 """Keys of a group that mean something to torch's optimizers."""
 _DRIVEN = {"min_lr", "max_lr", "swa_lr", "momentum", "base_momentum", "max_momentum"}
 """Keys that torch's schedulers write: a direction may have them driven, but nothing can be remembered there."""
@@ -141,7 +143,7 @@ class LineSearch(Optimizer):
                     "group. Choose another name."
                 )
             defaults |= names
-        super().__init__(params, defaults)
+        super().__init__(params, defaults | _OWN_MEMORY)
         self._start_observing()
         warn_about_learning_rate(self.param_groups)
 
@@ -153,8 +155,8 @@ class LineSearch(Optimizer):
 
     @property
     def memory_defaults(self) -> Memory:
-        """What the parts remember in each parameter group, by key, with its first values."""
-        return combine_memory(self.search, self.selection, self.merging)
+        """What the optimizer and its parts remember in each parameter group, by key, with its first values."""
+        return {**_OWN_MEMORY, **combine_memory(self.search, self.selection, self.merging)}
 
     @property
     def _alike(self) -> tuple[str, ...]:
@@ -189,7 +191,7 @@ class LineSearch(Optimizer):
             if f"group {index}" not in labels:
                 param_group["component"] = f"group {index}"
             index += 1
-        inherited = [name for name in ("step_size", *self.search.defaults()) if name not in param_group]
+        inherited = [name for name in ("step_size", *_OWN_MEMORY, *self.search.defaults()) if name not in param_group]
         try:
             super().add_param_group(param_group)
             added = self.param_groups[-1]
@@ -261,6 +263,7 @@ class LineSearch(Optimizer):
     def _start_observing(self) -> None:
         self.report: StepReport | None = None
         self._warned = False
+        self._warned_of_schedulers = False
         self._differentiates = False
         self._watch = BetweenStepsWatch()
         self._reduction = ALONE

@@ -20,8 +20,9 @@ _MODULE = frozenset(vars(Module()))
 def fingerprint_attributes(modules: Iterable[Module], searched: Iterable[torch.Tensor]) -> Fingerprints:
     """A mark of each attribute that a forward might change; equal marks mean that it was surely not changed.
 
-    Numbers count by value, tensors by identity and torch's count of in-place writes, containers by length. Torch's own
-    modules, wrappers included, keep books that do not matter here.
+    Numbers and small NumPy arrays count by value, tensors by identity and torch's count of in-place writes, containers
+    by length and, if they are short, by what they hold. Torch's own modules, wrappers included, keep books that do not
+    matter here.
 
     Args:
         modules: the modules that ran.
@@ -61,13 +62,15 @@ class _Identity:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _mark(value: Any) -> Any:
+def _mark(value: Any, depth: int = 0) -> Any:
     if isinstance(value, torch.Tensor):
         return _Identity(value), None if value.is_inference() else value._version
     if isinstance(value, Number | str):
         return value
     if isinstance(value, Mapping | Sequence | Collection):
-        # Longer than this it is data rather than state; tensors inside of shorter ones count too.
-        items = list(value.values() if isinstance(value, Mapping) else value) if len(value) < 32 else []
-        return len(value), [_Identity(item) for item in items if isinstance(item, torch.Tensor)]
+        # Longer than this it is data rather than state; what lies in shorter ones counts too.
+        items = list(value.values() if isinstance(value, Mapping) else value) if len(value) < 32 and depth < 3 else []
+        return len(value), [_mark(item, depth + 1) for item in items]
+    if hasattr(value, "__array_interface__"):
+        return value.shape, value.tobytes() if value.nbytes < 2**16 else b""
     return None

@@ -1,4 +1,4 @@
-"""The buffers of the modules that run in a forward pass.
+"""The buffers of the modules that run in a forward pass, and whether they train.
 
 BatchNorm's running statistics, spectral norm's vectors, moving-average codebooks and quantisation observers change in
 every forward. They are copied *before* the forward that meets them, without comparing values and without waiting for
@@ -24,6 +24,8 @@ class Buffers:
 
     def __init__(self) -> None:
         self._names: dict[int, tuple[Module, dict[str, torch.Tensor | None]]] = {}
+        # A closure that ends with model.eval() would have its trials in that mode.
+        self._modes: list[tuple[Module, bool]] = []
         self._values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # Whether DistributedDataParallel will send buffers round at its next forward. A forward without gradients
         # takes that back: trials would differ from the baseline, and buffers drift apart for good.
@@ -39,6 +41,7 @@ class Buffers:
         for inner in module.modules():
             if id(inner) not in self._names:
                 self._names[id(inner)] = (inner, dict(inner._buffers))
+                self._modes.append((inner, inner.training))
                 if isinstance(inner, DistributedDataParallel):
                     self._sent_round.append((inner, inner.require_forward_param_sync))
                 for buffer in inner._buffers.values():
@@ -98,6 +101,9 @@ class Buffers:
             if isinstance(module._buffers, dict):  # a scripted module's are bound for good
                 module._buffers.clear()
                 module._buffers.update(names)
+        for module, training in self._modes:
+            if module.training != training:
+                module.training = training
         for wrapper, sent_round in self._sent_round:
             wrapper.require_forward_param_sync = sent_round
         # Backwards, because of two tensors on one storage the later may have been copied after a change of the first.

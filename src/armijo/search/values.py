@@ -37,7 +37,8 @@ class Status(StrEnum):
     ACCEPTED = "accepted"
     """A trial satisfied the criterion; the component moves with that step size."""
     EXHAUSTED = "exhausted"
-    """No trial satisfied the criterion."""
+    """No trial satisfied the criterion, at this step or, where the component was not searched, at its last search. It
+    stays until a search succeeds, except under `armijo.paper`."""
     SKIPPED = "skipped"
     """There was nothing to search for: the loss is zero or the slope vanishes. The component stays where it is, except
     under `armijo.paper`, which moves it with its step size."""

@@ -59,8 +59,9 @@ def evaluate_baseline(
         check_parameters_unwritten(closure, parameters_of(optimizer.param_groups))
         if not any(p.grad is not None for p in parameters_of(optimizer.param_groups)):
             raise ClosureContractError(
-                "No parameter has a gradient. Call backward() on what objective.baseline(closure) returned before "
-                "optimizer.step(objective)."
+                "No parameter of the optimizer has a gradient. Call backward() on what objective.baseline(closure) "
+                "returned before optimizer.step(objective). If that was done, the optimizer holds other parameters "
+                "than the model has: build it after layers are added or replaced (PEFT, to_empty, a new head)."
             )
         # The forwards ran before this call; a failed step leaves things as they were then.
         return Baseline(closure, loss, False, closure.restore_after_baseline)
@@ -72,6 +73,23 @@ def evaluate_baseline(
     ran_backward = _run_backward(optimizer, objective, closure, interrupts)
     objective.differentiates |= ran_backward
     return Baseline(objective, objective.loss(), ran_backward, objective.restore_before_baseline)
+
+
+def _take_gradients_of(loss: torch.Tensor, parameters: list[torch.Tensor], interrupts: Interrupts) -> None:
+    """Take the gradients of the loss, if the closure has run the backward pass of another one (adversarial training).
+
+    Its own it cannot run twice: the graph is gone, and what the closure has left is right.
+    """
+    left = [p.grad for p in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        interrupts.interruptible(loss.backward)()
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        for parameter, grad in zip(parameters, left, strict=True):
+            parameter.grad = grad
 
 
 def _run_backward(optimizer: LineSearch, objective: Objective, closure: Closure, interrupts: Interrupts) -> bool:
@@ -96,9 +114,12 @@ def _run_backward(optimizer: LineSearch, objective: Objective, closure: Closure,
 
     try:
         loss = objective.forward_on_all_ranks(forward)
-        if not ran_backward:
-            with torch.enable_grad():
+        with torch.enable_grad():
+            if not ran_backward:
                 interrupts.interruptible(loss.backward)()
+                guard.check(gradients=False)
+            elif not objective.reduction.groups:
+                _take_gradients_of(loss, parameters, interrupts)
         return ran_backward
     except BaseException:
         objective.restore_before_baseline()

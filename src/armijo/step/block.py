@@ -30,6 +30,12 @@ class Decision:
     trials: int = 0
     trial_loss: float | None = None
 
+    def failed_searches(self, before: int) -> int:
+        """How many searches of the component have failed since the last one that did not."""
+        if self.status is Status.ACCEPTED:
+            return 0
+        return before + (self.trials > 0 and self.applied == 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Block:

@@ -17,6 +17,7 @@ from armijo.search.values import Line, Trial
 from armijo.snapshot import Snapshot
 
 __all__ = [
+    "EARLY_STEPS",
     "BetweenStepsWatch",
     "WriteGuard",
     "check_accumulation",
@@ -33,6 +34,8 @@ _EQUAL_TRIALS = 3
 """So many trials with one loss show that it does not depend on the parameters."""
 _VISIBLE = 1024
 """The decrease that a trial must promise, in units of the loss's resolution, before a loss that stays counts."""
+EARLY_STEPS = 10
+"""Steps in which such a loss is refused. Later a model that fits its data may have so flat a loss."""
 
 
 def parameters_of(groups: Iterable[Mapping[str, Any]]) -> list[torch.Tensor]:
@@ -74,7 +77,8 @@ class WriteGuard:
         if gradients and self._versions != versions:
             raise ClosureContractError(
                 "The closure changed the gradients, from which the step is to be taken: leave out zero_grad() and "
-                "backward(), step() runs both. optimizer.step(lambda: criterion(model(inputs), labels))."
+                "backward(), step() runs both. optimizer.step(lambda: criterion(model(inputs), labels)). For a "
+                "gradient inside of the loss take torch.autograd.grad(term, inputs, create_graph=True)."
             )
 
     def _current_versions(self) -> list[tuple[int, int | None]]:
@@ -138,6 +142,8 @@ def gradients_aside(objective: Objective, parameters: Sequence[torch.Tensor]) ->
 def check_trials_differ(line: Line, trials: Sequence[Trial], snapshot: Snapshot) -> None:
     """Raise if the loss stays the same, to the last bit, though the slope promises a decrease that it could show.
 
+    A loss near 0 is mostly a mean of terms that are computed from numbers around 1, and shows no less than those do.
+
     Raises:
         ClosureContractError: the loss does not depend on the parameters.
     """
@@ -146,7 +152,8 @@ def check_trials_differ(line: Line, trials: Sequence[Trial], snapshot: Snapshot)
         return
     loss = next(iter(moved.values()))
     unchanged = math.isfinite(loss) and abs(loss - line.loss) <= 16 * line.resolution
-    visible = min(moved) * line.slope > _VISIBLE * line.resolution
+    shown = line.resolution / min(1.0, abs(line.loss)) if line.loss else math.inf
+    visible = min(moved) * line.slope > _VISIBLE * shown
     # In half precision the parameters may stay where they are for all of these step sizes.
     if unchanged and visible and trials[-1].step_size > 0 and snapshot.differs():
         raise ClosureContractError(

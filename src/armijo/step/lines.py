@@ -106,6 +106,7 @@ class ComponentLine:
         previous: η as the component last used it.
         first: η to try first, at most `cap`.
         memory: a copy of what the search remembers for this component; written to the groups in the commit.
+        failed_searches: how many of its searches have failed since one that did not.
     """
 
     component: Component
@@ -116,6 +117,7 @@ class ComponentLine:
     previous: float
     first: float
     memory: Memory
+    failed_searches: int
 
     @property
     def parameters(self) -> Tensors:
@@ -181,7 +183,8 @@ def compute_lines(optimizer: LineSearch, objective: Objective) -> list[Component
         )
         previous = float(members[0].group["step_size"])
         memory = copy_memory(members[0].group, names)
-        lines.append(ComponentLine(component, members, line, cap, reach, previous, previous, memory))
+        failed = members[0].group["failed_searches"]
+        lines.append(ComponentLine(component, members, line, cap, reach, previous, previous, memory, failed))
     if not all(each.line.finite for each in lines):
         return lines
     return [replace(each, first=min(_first_step_size(optimizer, each), each.cap)) for each in lines]

@@ -27,6 +27,7 @@ from armijo.step.answers import checked_blocks, checked_merge, checked_moved_bef
 from armijo.step.baseline import evaluate_baseline
 from armijo.step.block import Block, Decision
 from armijo.step.guards import (
+    EARLY_STEPS,
     WriteGuard,
     check_ranks_hold_the_same,
     check_trials_differ,
@@ -38,6 +39,7 @@ from armijo.step.warnings import (
     warn_about_backward,
     warn_about_half_precision,
     warn_about_other_ranks,
+    warn_about_schedulers,
     watch_attributes,
 )
 
@@ -101,6 +103,8 @@ def take_step(
         warn_about_half_precision(optimizer.param_groups, baseline.loss)
         warn_about_other_ranks(objective.reduction)
         warn_about_backward(baseline.ran_backward)
+    if not optimizer._warned_of_schedulers:
+        optimizer._warned_of_schedulers = warn_about_schedulers(optimizer.param_groups)
     with torch.no_grad():
         try:
             if objective.reduction.groups and _is_first(optimizer):
@@ -204,6 +208,9 @@ def _search(optimizer: LineSearch, lines: Sequence[ComponentLine], evaluate_at: 
 def _unsearched(optimizer: LineSearch, each: ComponentLine) -> Decision:
     """What becomes of a component that is in no block."""
     outcome = checked_outcome(optimizer, optimizer.search.without_search(each.line, each.first), [])
+    if each.failed_searches and outcome.status is Status.UNSEARCHED:
+        # Its step size is the one that the last search has rejected.
+        outcome = replace(outcome, step_size=0.0, status=Status.EXHAUSTED)
     return Decision(outcome.step_size or each.previous, outcome.step_size, outcome.status)
 
 
@@ -236,7 +243,8 @@ def _search_block(
                 loss = evaluate_at(snapshot, {**moved, **block.moves(step_size, along)})
             if along is None:
                 trials.append(Trial(step_size, loss))
-                check_trials_differ(block.line, trials, snapshot)
+                if optimizer.param_groups[0]["steps"] < EARLY_STEPS:
+                    check_trials_differ(block.line, trials, snapshot)
             return loss
 
         outcome = optimizer.search.search(block.line, block.first, evaluate, memory)
@@ -278,6 +286,13 @@ def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
                     f"The step size {distance:.3g} of component {each.component.label!r} is more than its parameters' "
                     "number format can hold. Cap it with max_step_size."
                 )
+            shrink = distance * group.weight_decay
+            if shrink > 1:
+                raise ConfigurationError(
+                    f"With the step size {distance:.3g} and the weight decay {group.weight_decay:g} the parameters of "
+                    f"component {each.component.label!r} would be multiplied by {1 - shrink:.3g}. Take a smaller "
+                    "weight_decay, or cap the step size with max_step_size."
+                )
             if group.new:
                 group.check_update(optimizer.direction)
     merge = optimizer.merging.propose([decision.step_size for decision in plan.decisions], plan.memory)
@@ -301,6 +316,7 @@ def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
     for each, decision in zip(lines, plan.decisions, strict=True):
         for group in each.groups:
             group.group["step_size"] = decision.step_size
+            group.group["failed_searches"] = decision.failed_searches(each.failed_searches)
             group.group.update(copy_memory(each.memory))
             if group.idle:
                 optimizer.direction.record_step(group.idle, [], 0.0)
@@ -321,6 +337,7 @@ def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
         for group in (*kept.groups, *absorbed.groups):
             group.group["component"] = kept.component.label
             group.group["step_size"] = plan.merge.step_size
+            group.group["failed_searches"] = kept.groups[0].group["failed_searches"]
             group.group.update(copy_memory(kept.memory))
     _write_to_all(optimizer, {**plan.memory, "steps": optimizer.param_groups[0]["steps"] + 1})
 

@@ -20,6 +20,7 @@ __all__ = [
     "warn_about_half_precision",
     "warn_about_learning_rate",
     "warn_about_other_ranks",
+    "warn_about_schedulers",
     "watch_attributes",
 ]
 
@@ -30,16 +31,36 @@ _LEAST_FACTOR = 1e-2
 """This `lr`, or a smaller one, was probably meant as a learning rate."""
 
 
-def warn_about_learning_rate(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Warn if the largest `lr` looks like a learning rate; smaller ones may be multipliers of layers."""
-    largest = max(float(group["lr"]) for group in groups)
-    if 0 < largest <= _LEAST_FACTOR:
+_SCHEDULED = ("initial_lr", "max_lr", "swa_lr")
+"""Where torch's schedulers write the largest `lr` that they mean to set."""
+
+
+def warn_about_learning_rate(groups: Sequence[Mapping[str, Any]], key: str = "lr") -> bool:
+    """Warn if the largest `lr` looks like a learning rate; smaller ones may be multipliers of layers.
+
+    Args:
+        groups: the groups.
+        key: where the value lies; schedulers write their own.
+
+    Returns:
+        Whether there was something to say.
+    """
+    largest = max(float(group.get(key, 0.0)) for group in groups)
+    looks_like_one = 0 < largest <= _LEAST_FACTOR
+    if looks_like_one:
         logger.warning(
-            "lr is %g. Here lr is not a learning rate: it multiplies each step size that the search finds, so the "
-            "model hardly moves. Leave it out (with a framework that passes one of its own, as skorch does, pass lr=1.0); "
-            "to bound the step sizes, set max_step_size.",
+            "%s is %g. Here lr is not a learning rate: it multiplies each step size that the search finds, so the "
+            "model hardly moves. Leave it out, or let it end at 1 (skorch: lr=1.0; OneCycleLR: max_lr=1.0; "
+            "StochasticWeightAveraging: swa_lrs=1.0). To bound the step sizes, set max_step_size.",
+            key,
             largest,
         )
+    return looks_like_one
+
+
+def warn_about_schedulers(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Warn if a scheduler drives `lr` as a learning rate; whether there was something to say."""
+    return any(key in groups[0] and warn_about_learning_rate(groups, key) for key in _SCHEDULED)
 
 
 def warn_about_half_precision(groups: Sequence[Mapping[str, Any]], loss: torch.Tensor) -> None:
@@ -87,7 +108,8 @@ def warn_about_backward(ran_backward: bool) -> None:
         logger.warning(
             "The closure runs backward(), as torch.optim.LBFGS wants it. Here step() does that, once; in the closure "
             "it runs in every trial too, which then takes about three times as long. Leave zero_grad() and backward() "
-            "out: optimizer.step(lambda: criterion(model(inputs), labels)).",
+            "out: optimizer.step(lambda: criterion(model(inputs), labels)). For a gradient inside of the loss, as in "
+            "adversarial training, take torch.autograd.grad(loss, inputs).",
         )
 
 
