@@ -49,6 +49,8 @@ def test_cut_texts_are_counted_with_the_longest(tokenizer: Any) -> None:
     said = notices(task(texts, [0, 1, 0, 1], ("no", "yes")), tokenizer, 32)
     assert said[1] == "2 of 4 texts are cut at 32 tokens; the longest has 102. --max-length keeps more."
     assert len(notices(task(texts, [0, 1, 0, 1], ("no", "yes")), tokenizer, 102)) == 1
+    said = notices(task(["a", "b"], [0, 1], ("no", "yes"), texts), tokenizer, 32)
+    assert said[1] == "2 of 4 held-out texts are cut at 32 tokens; the longest has 102. --max-length keeps more."
     pairs = notices(task(texts[:1], [0], ("no", "yes"), pairs=("good " * 40,), held_pairs=("x",)), tokenizer, 32)
     assert pairs[1].startswith("1 of 1 text is cut at 32 tokens; the longest has 44")
 

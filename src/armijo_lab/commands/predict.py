@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -302,11 +303,14 @@ def predict_command(
     _quieten()
     predictor = load_predictor(folder)
     predictions = predict(predictor, asked.texts, asked.pairs, batch_size)
-    if output is not None:
-        from armijo_lab.results import run_folder
+    if predictor.max_length is not None:
+        from armijo_lab.commands.progress import errors
+        from armijo_lab.tasks.notices import cut_texts
 
-        lines = _csv if output.suffix == ".csv" else _jsonl
-        run_folder.write_text(output, "".join(lines(predictor.labels, asked, predictions)))
+        for line in cut_texts(asked, predictor.tokenizer, predictor.max_length, "text", "The rest is not read."):
+            errors.print(line, markup=False, highlight=False)
+    if output is not None:
+        _write(output, "".join((_csv if output.suffix == ".csv" else _jsonl)(predictor.labels, asked, predictions)))
         typer.echo(f"Wrote {counted(len(predictions), 'prediction')} to {output}.")
         return
     if form is None:
@@ -331,6 +335,26 @@ def _check_output(output: Path, file: Path | None, form: Format | None) -> None:
         raise BadInputError(f"--output and --file are both {file}; the texts would be overwritten. Name another file.")
     if output.exists():
         raise BadInputError(f"There is a file {output} already; name another with --output, or remove that one first.")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadInputError(
+            f"The folder {output.parent} cannot be written to ({reason}); name a file in another with --output."
+        ) from error
+
+
+def _write(output: Path, text: str) -> None:
+    from armijo_lab.results import run_folder
+
+    try:
+        run_folder.write_text(output, text)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadInputError(
+            f"The predictions could not be written to {output} ({reason}); make room, or name another file."
+        ) from error
 
 
 def _asked(
@@ -399,7 +423,8 @@ def _jsonl(labels: tuple[str, ...], asked: Split, predictions: Sequence[Predicti
 
 def _csv(labels: tuple[str, ...], asked: Split, predictions: Sequence[Prediction]) -> Iterator[str]:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    # All strings in quotes: a lone carriage return is the end of a row to many readers, and to the writer it is not.
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(_columns(labels, asked))
     writer.writerows([*texts, *label, *numbers] for texts, label, numbers in _cells(asked, predictions))
     yield out.getvalue()

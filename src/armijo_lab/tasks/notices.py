@@ -10,7 +10,7 @@ from typing import Any
 from armijo_lab.names import counted
 from armijo_lab.tasks import Split, TaskData
 
-__all__ = ["notices"]
+__all__ = ["cut_texts", "notices"]
 
 _MOST_CLASSES = 12
 _HARDLY_COVERED = 0.1
@@ -29,7 +29,7 @@ def notices(task: TaskData, tokenizer: Any, max_length: int) -> list[str]:
     """
     if task.encode is not None:
         return []
-    found = [*_classes(task), *_both_sides(task), *_lengths(task.train, tokenizer, max_length)]
+    found = [*_classes(task), *_both_sides(task), *_lengths(task, tokenizer, max_length)]
     return [*found, *_coverage(task.train, tokenizer)]
 
 
@@ -77,7 +77,25 @@ def _keys(split: Split) -> list[tuple[str, str]]:
     ]
 
 
-def _lengths(split: Split, tokenizer: Any, max_length: int) -> list[str]:
+def _lengths(task: TaskData, tokenizer: Any, max_length: int) -> list[str]:
+    kinds = {"text": task.train, "held-out text": task.evaluation}
+    return [
+        sentence
+        for kind, split in kinds.items()
+        for sentence in cut_texts(split, tokenizer, max_length, kind, "--max-length keeps more.")
+    ]
+
+
+def cut_texts(split: Split, tokenizer: Any, max_length: int, kind: str, remedy: str) -> list[str]:
+    """A sentence on the texts that are cut, if any are.
+
+    Args:
+        split: The rows.
+        tokenizer: The model's.
+        max_length: The tokens after which a text is cut.
+        kind: What one of the texts is called.
+        remedy: A sentence to be put behind it.
+    """
     pairs = None if split.pairs is None else list(split.pairs)
     cut = _encoded(tokenizer, list(split.texts), pairs, truncation=True, max_length=max_length)
     full = [i for i, ids in enumerate(cut) if len(ids) >= max_length]
@@ -89,8 +107,8 @@ def _lengths(split: Split, tokenizer: Any, max_length: int) -> list[str]:
     if not longer:
         return []
     return [
-        f"{len(longer)} of {counted(len(split), 'text')} {'is' if len(longer) == 1 else 'are'} cut at {max_length} "
-        f"tokens; the longest has {max(longer)}. --max-length keeps more."
+        f"{len(longer)} of {counted(len(split), kind)} {'is' if len(longer) == 1 else 'are'} cut at {max_length} "
+        f"tokens; the longest has {max(longer)}. {remedy}"
     ]
 
 
