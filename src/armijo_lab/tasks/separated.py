@@ -159,7 +159,8 @@ def _rows(layout: _Layout, lines: list[str]) -> list[Row]:
         if len(row.cells) < layout.required:
             raise BadInputError(
                 f"{layout.path} cannot be read: the row in line {row.line} has {counted(len(row.cells), 'column')} and "
-                f"the header {len(layout.header)}; write empty cells too, and put texts that contain line breaks in double quotes."
+                f"the header {len(layout.header)}; write empty cells too, and put texts that contain line breaks in "
+                "double quotes."
             )
     return [row._replace(cells=row.cells + [""] * (len(layout.header) - len(row.cells))) for row in rows]
 
