@@ -19,7 +19,7 @@ import typer
 
 from armijo_lab.commands import options
 from armijo_lab.errors import BadInputError
-from armijo_lab.names import counted
+from armijo_lab.names import counted, visible
 from armijo_lab.tasks import Split
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def predict_command(
             errors.print(line, markup=False, highlight=False)
     if output is not None:
         _write(output, "".join((_csv if output.suffix == ".csv" else _jsonl)(predictor.labels, asked, predictions)))
-        typer.echo(f"Wrote {counted(len(predictions), 'prediction')} to {output}.")
+        typer.echo(visible(f"Wrote {counted(len(predictions), 'prediction')} to {output}."))
         return
     if form is None:
         form = Format.TABLE if sys.stdout.isatty() else Format.TSV
@@ -319,7 +319,8 @@ def predict_command(
         _print_table(predictor.labels, asked, predictions)
         return
     for line in (_tsv if form is Format.TSV else _jsonl)(predictor.labels, asked, predictions):
-        typer.echo(line, nl=False)
+        # Another program gets the texts as they are, and a person's terminal obeys none of them.
+        typer.echo(visible(line) if sys.stdout.isatty() else line, nl=False)
 
 
 def _check_output(output: Path, file: Path | None, form: Format | None) -> None:
@@ -439,9 +440,10 @@ def _tsv(labels: tuple[str, ...], asked: Split, predictions: Sequence[Prediction
 
 def _print_table(labels: tuple[str, ...], asked: Split, predictions: Sequence[Prediction]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from armijo_lab.commands.progress import Terminal
 
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
     table.add_column("text")
@@ -461,6 +463,6 @@ def _print_table(labels: tuple[str, ...], asked: Split, predictions: Sequence[Pr
             cells += [first[1], f"{first[0]:.3f}", ", ".join(f"{label} {p:.3f}" for p, label in others[:2])]
         else:
             cells.append(f"{prediction.score:.4g}")
-        # Text, because brackets in what the user typed are no markup.
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+        # Text, because brackets in what the user typed are no markup; escaped here, so that a column is wide enough.
+        table.add_row(*map(Text, map(visible, cells)))
+    Terminal().print(table)
