@@ -51,6 +51,9 @@ _INSTEAD = "give --model the folder of a downloaded model, or leave --model out 
 SAFE: dict[str, Any] = {"trust_remote_code": False}
 """For every `from_pretrained`: code that lies beside the weights is not run, and nobody is asked whether it may be."""
 
+_READS = "armijo_reads"
+"""In a saved tokenizer's configuration: the tokens that it read before it was told where training cut."""
+
 Result = TypeVar("Result")
 
 
@@ -138,6 +141,8 @@ def load(name: str | None, task: TaskData, *, paper_protocol: bool = False, seed
             shown, "tokenizer", lambda **where: transformers.AutoTokenizer.from_pretrained(source, **where, **SAFE)
         )
         check_tokenizer(tokenizer, shown)
+        # Another training may read more than the one that saved it did.
+        tokenizer.model_max_length = tokenizer.init_kwargs.get(_READS, tokenizer.model_max_length)
         if getattr(tokenizer, "pad_token_id", None) is None:
             raise BadInputError(
                 f"The tokenizer of {shown} has no padding token, so texts cannot be batched; use an encoder."
@@ -258,8 +263,11 @@ def max_length(model: nn.Module, tokenizer: Any) -> int | None:
     return min(limits, default=None)
 
 
-def save(model: nn.Module, tokenizer: Any, folder: Path, task: TaskData) -> None:
+def save(model: nn.Module, tokenizer: Any, folder: Path, task: TaskData, length: int | None = None) -> None:
     """Write the model and the tokenizer into `folder`, as `from_pretrained` of transformers reads them.
+
+    `length` is where training cut its texts, and becomes the tokenizer's `model_max_length`, so that whoever truncates
+    with it cuts there too.
 
     LoRA adapters are merged into the weights, so that nobody needs peft to read them.
 
@@ -272,7 +280,7 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, task: TaskData) -> None
     with _silence():
         body = inner(model)
         body.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder, length)
     if isinstance(model, EncoderClassifier):
         head = {key: tensor.detach().cpu().contiguous() for key, tensor in model.head.state_dict().items()}
         save_file(head, folder / "head.safetensors")
@@ -281,6 +289,16 @@ def save(model: nn.Module, tokenizer: Any, folder: Path, task: TaskData) -> None
     # safetensors makes its files readable for their owner alone; they get the mode of the files beside them.
     for weights in folder.glob("*.safetensors"):
         weights.chmod((folder / "config.json").stat().st_mode & 0o777)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path, length: int | None) -> None:
+    reads = tokenizer.model_max_length
+    if length is not None:
+        tokenizer.init_kwargs[_READS], tokenizer.model_max_length = reads, length
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.model_max_length = reads
 
 
 def _standard_model(source: str, shown: str, config: Any, task: TaskData) -> nn.Module:

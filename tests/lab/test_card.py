@@ -142,6 +142,20 @@ def test_labels_that_markdown_and_yaml_would_misread(summary: dict[str, Any]) ->
     assert front_matter(card)["model-index"][0]["results"][0]["dataset"]["name"] == summary["task"]["name"]
 
 
+def test_escape_sequences_are_shown_and_a_command_with_backticks_is_code(summary: dict[str, Any]) -> None:
+    evil = "a\x1b[31m\u202eb"
+    summary["task"] |= {"name": f"*{evil}*", "labels": [evil, "c"], "provenance": {"train": f"<b>{evil}"}}
+    summary["result"]["per_class"] = {evil: {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 3}}
+    summary["command"] = f"armijo finetune --train 'a`b` {evil}.csv'"
+    card = model_card(summary)
+    assert not {"\x1b", "\u202e"} & set(card)
+    assert front_matter(card)["library_name"] == "transformers"
+    html = markdown.markdown(card.split("---", 2)[2], extensions=["tables"])
+    assert "<code>armijo finetune --train 'a`b` a\\x1b[31m\\u202eb.csv'</code>" in html
+    assert "<b>" not in html
+    assert re.search(r"<h1>[^<]*\*a\\x1b\[31m\\u202eb\*[^<]*</h1>", html), "no emphasis in the heading"
+
+
 def test_labels_and_names_with_html_line_breaks_and_marks_are_shown_as_they_are(summary: dict[str, Any]) -> None:
     labels = ["<b>good</b>\n<script>alert(1)</script>", "a`b``c", "*not* [bold](x) &amp;", "x|y"]
     summary["task"]["labels"] = labels

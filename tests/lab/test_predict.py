@@ -1,6 +1,7 @@
 """`armijo predict`: models of every kind that a run leaves, texts of every kind that a person gives."""
 
 import csv
+import errno
 import json
 import subprocess
 import sys
@@ -246,6 +247,89 @@ def test_a_file_in_and_a_file_out(app: typer.Typer, run: Path, tmp_path: Path) -
     ask(app, run, "--file", asked, "--text-column", "review", "--output", again)
     assert [json.loads(line)["text"] for line in again.read_text().splitlines()] == texts
     assert {path.name for path in tmp_path.iterdir()} == {"asked.jsonl", "answers.csv", "answers.jsonl"}
+
+
+def test_as_many_rows_are_read_back_as_were_written(app: typer.Typer, run: Path, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    asked, out = tmp_path / "asked.jsonl", tmp_path / "answers.csv"
+    texts = [
+        "a\rgood film",
+        "a\0bad film",
+        "\r",
+        "a\r\nfilm",
+        '"',
+        "\x85film\u2028",
+        "'",
+        "the film,",
+        " a",
+        "\x1a film",
+    ]
+    texts[2] += "film"
+    asked.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    ask(app, run, "--file", asked, "--output", out)
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == texts
+    frame = pandas.read_csv(out)
+    assert len(frame) == len(texts)
+    assert list(frame["label"]) == [row["label"] for row in rows]
+    assert frame["p(neutral)"].dtype == float
+
+
+def test_texts_that_are_cut_are_counted(app: typer.Typer, run: Path, tmp_path: Path) -> None:
+    arguments = [str(run), "--text", "good film", "--text", "a good film . a bad film"]
+    assert "1 of 2 texts is cut at 5 tokens; the longest has 9. The rest is not read." in _stderr(app, *arguments)
+    assert _stderr(app, str(run), "--text", "good film") == ""
+
+
+def _stderr(app: typer.Typer, *arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stderr
+
+
+def test_a_model_that_was_copied_cuts_where_its_run_cut(run: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    task = TaskData("t", "d", ("a", "b"), Split((), None, ()), Split((), None, ()), ("accuracy",), {})
+    trained = tiny(tmp_path / "trained", ("a", "b"))
+    model, tokenizer = models.load(str(trained), task)
+    (tmp_path / "copy").mkdir()
+    models.save(model, tokenizer, tmp_path / "copy", task, 7)
+    assert tokenizer.model_max_length == 16
+    assert load_predictor(tmp_path / "copy").max_length == 7
+    assert AutoTokenizer.from_pretrained(tmp_path / "copy").model_max_length == 7
+    # Another training of it may read as much as the model can, and so may one of what that leaves.
+    model, tokenizer = models.load(str(tmp_path / "copy"), task)
+    assert models.max_length(model, tokenizer) == 16
+    (tmp_path / "again").mkdir()
+    models.save(model, tokenizer, tmp_path / "again", task, 9)
+    assert load_predictor(tmp_path / "again").max_length == 9
+    assert models.max_length(*models.load(str(tmp_path / "again"), task)) == 16
+
+
+def test_a_folder_that_cannot_be_written_to_and_a_full_disk(
+    app: typer.Typer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from armijo_lab.results import run_folder
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out.csv"
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "write_text", full)
+        message = refusal(app, run, "--text", "a", "--output", out)
+    assert (
+        message
+        == f"The predictions could not be written to {out} (No space left on device); make room, or name another file."
+    )
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    # Before the model is read: there is none.
+    assert f"The folder {tmp_path} cannot be written to" in refusal(
+        app, tmp_path / "none", "--text", "a", "--output", out
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_scores_are_written_too(app: typer.Typer, tmp_path: Path) -> None:

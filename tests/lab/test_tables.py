@@ -52,6 +52,12 @@ def refused(*arguments, **options) -> str:
     return message
 
 
+def place(path: Path, row: int) -> str:
+    """Where the file has its `row`-th row, from 1, which takes one line."""
+    unit = "line" if path.suffix in (".csv", ".tsv", ".jsonl") else "row"
+    return f"{unit} {row + (path.suffix in ('.csv', '.tsv', '.xlsx'))}"
+
+
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 class TestEveryKind:
     def test_rows_come_back_as_they_were_written(self, tmp_path, ending):
@@ -82,11 +88,11 @@ class TestEveryKind:
 
     def test_a_missing_text_is_named(self, tmp_path, ending):
         path = write_table(tmp_path / f"t{ending}", {"text": ["wet", None, "dry"], "label": ["a", "b", "a"]})
-        assert "The text in row 2" in refused(path)
+        assert f"The text in {place(path, 2)} of" in refused(path)
 
     def test_a_missing_label_is_named(self, tmp_path, ending):
         path = write_table(tmp_path / f"t{ending}", {"text": ["wet", "dry", "hot"], "label": ["a", "b", None]})
-        assert "The label in row 3" in refused(path)
+        assert f"The label in {place(path, 3)} of" in refused(path)
 
     def test_a_missing_column_is_named_with_those_that_exist(self, tmp_path, ending):
         path = write_table(tmp_path / f"t{ending}", {"text": ["wet", "dry"], "label": ["a", "b"]})
@@ -163,13 +169,48 @@ class TestCellsAreNotGuessed:
     def test_scores_are_no_classes_in_any_kind_of_file(self, tmp_path, ending, labels):
         path = write_table(tmp_path / f"t{ending}", {"text": ["a", "b"], "label": labels})
         message = refused(path)
-        assert f"The label in row {1 + [float(each) % 1 > 0 for each in labels].index(True)}" in message
+        row = 1 + [float(each) % 1 > 0 for each in labels].index(True)
+        assert f"The label in {place(path, row)} of" in message
         assert "Regression is not offered; round the numbers" in message
 
     @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".xlsx"])
     def test_whole_numbers_are_the_same_classes_in_any_kind_of_file(self, tmp_path, ending):
         path = write_table(tmp_path / f"t{ending}", {"text": ["a", "b", "c"], "label": [10.0, 2.0, 2.0]})
         assert load(path, path).labels == ("2", "10")
+
+    @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".xlsx"])
+    @pytest.mark.parametrize(
+        ("labels", "first", "word"),
+        [(["0.5", "NA", "0.75"], 1, 2), (["1", "2.5", "3", "unknown"], 2, 4), (["x", "3,5", "75.5%", "$5.50"], 2, 1)],
+    )
+    def test_scores_beside_a_word_are_no_classes_either(self, tmp_path, ending, labels, first, word):
+        path = write_table(tmp_path / f"t{ending}", {"text": ["t"] * len(labels), "label": labels})
+        message = refused(path)
+        assert f"The label in {place(path, first)} of {path} is {labels[first - 1]}" in message
+        assert f"(the label in {place(path, word)} of {path} is {labels[word - 1]!r})" in message
+
+    @pytest.mark.parametrize("label", ["3,5", "-0,25", "75.5%", "75,5 %", "$5.50", "-€ 5,5", "5.5£", "1,234.5"])
+    def test_scores_with_signs_around_them(self, tmp_path, label):
+        path = write_table(tmp_path / "t.csv", {"text": ["a", "b"], "label": [label, "2"]})
+        assert "Regression is not offered" in refused(path)
+
+    def test_whole_numbers_with_signs_around_them_are_classes(self, tmp_path):
+        path = write_table(tmp_path / "t.csv", {"text": ["a", "b", "c"], "label": ["1,000", "$5", "50%"]})
+        assert load(path, path).labels == ("$5", "1,000", "50%")
+
+    @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet", ".xlsx"])
+    @pytest.mark.parametrize(
+        ("labels", "classes"),
+        [
+            (["00501", "1.0", "02139"], ("1.0", "00501", "02139")),
+            (["9007199254740993", "9007199254740992.0"], ("9007199254740992", "9007199254740993")),
+            (["1", "1.0", "2.00"], ("1", "2")),
+            (["1.0", "x"], ("1.0", "x")),
+        ],
+    )
+    def test_labels_lose_a_zero_behind_the_point_and_nothing_else(self, tmp_path, ending, labels, classes):
+        path = write_table(tmp_path / f"t{ending}", {"text": ["t"] * len(labels), "label": labels})
+        assert set(load(path, path).labels) == set(classes)
 
     def test_words_beside_numbers_are_classes(self, tmp_path):
         path = write(tmp_path / "t.csv", "text,label\nx,v1.5\ny,2.5\nz,none\n")
@@ -182,7 +223,7 @@ class TestCellsAreNotGuessed:
     @pytest.mark.parametrize("value", ["7", "[1]", '{"a": 1}', "true", "1.5"])
     def test_a_text_that_is_none_is_named(self, tmp_path, value):
         lines = f'{{"text": "x", "label": "a"}}\n{{"text": {value}, "label": "b"}}\n'
-        assert "The text in row 2" in refused(write(tmp_path / "t.jsonl", lines))
+        assert "The text in line 2" in refused(write(tmp_path / "t.jsonl", lines))
 
     def test_a_column_of_numbers_is_no_text(self, tmp_path):
         message = refused(write_table(tmp_path / "t.parquet", {"text": [5, 6], "label": ["a", "b"]}))
@@ -191,12 +232,12 @@ class TestCellsAreNotGuessed:
 
     def test_white_space_is_no_text(self, tmp_path):
         message = refused(write(tmp_path / "t.csv", 'text,label\nx,a\n"  ",b\n'))
-        assert "The text in row 2" in message
+        assert "The text in line 3" in message
         assert "is empty" in message
 
     def test_the_second_text_is_judged_alike(self, tmp_path):
         path = write(tmp_path / "t.csv", "text,other,label\nx,y,a\ny,,b\n")
-        assert "The other in row 2" in refused(path, text_pair="other")
+        assert "The other in line 3" in refused(path, text_pair="other")
 
     def test_a_byte_order_mark_is_no_part_of_a_name(self, tmp_path):
         content = "\ufefftext,label\nx,a\ny,b\n"
@@ -255,7 +296,18 @@ class TestBadFiles:
         assert f"the row in line {line} has 3 columns and the header 2; put texts that contain commas in" in message
 
     def test_rows_shorter_than_the_header(self, tmp_path):
-        assert "The label in row 2" in refused(write(tmp_path / "t.csv", "text,label\nx,a\ny\n"))
+        message = refused(write(tmp_path / "t.csv", "text,label\nx,a\ny\n"))
+        assert "the row in line 3 has 1 column and the header 2; write empty cells too" in message
+        # An unquoted line break cuts a row in two.
+        path = write(tmp_path / "u.csv", "id,text,label\n1,a,pos\n2,hello\nworld,neg\n3,c,pos\n")
+        with pytest.raises(BadInputError, match="the row in line 3 has 2 columns and the header 3"):
+            read_texts(path, text="text", text_pair=None)
+
+    def test_rows_may_lack_columns_without_a_name(self, tmp_path):
+        path = write(tmp_path / "t.csv", 'text,label,,,\nx,a\n"y\nz",b,\nu,a,,,\n')
+        assert load(path, path).train.texts == ("x", "y\nz", "u")
+        path = write(tmp_path / "t.tsv", 'text\tlabel\t\n"x\ta\ny"\tb\t\n')
+        assert load(path, path).train.texts == ('"x', 'y"')
 
     def test_a_quote_that_is_never_closed(self, tmp_path):
         message = refused(write(tmp_path / "t.csv", 'text,label\n"x\ny",a\n"y,b\nz,a\n'))
@@ -290,9 +342,60 @@ class TestBadFiles:
             writer.writerows([("text", "label"), *((text, "ab"[i % 2]) for i, text in enumerate(texts))])
         assert load(path, path).train.texts == texts
 
+    @pytest.mark.parametrize("ending", [".csv", ".tsv"])
+    def test_a_single_column_keeps_texts_of_several_lines(self, tmp_path, ending):
+        texts = ["one\ntwo", "three", 'with "quotes"\nand more', "four\r\nfive"]
+        path = tmp_path / f"t{ending}"
+        pandas.DataFrame({"text": texts}).to_csv(path, index=False, sep="\t" if ending == ".tsv" else ",")
+        assert read_texts(path, text="text", text_pair=None).texts == tuple(texts)
+        path = write(tmp_path / f"lone{ending}", 'text\ngood\n"lovely\nbad\n"whole"\n')
+        assert read_texts(path, text="text", text_pair=None).texts == ("good", '"lovely', "bad", "whole")
+        path = write(tmp_path / f"both{ending}", 'text\n"one\ntwo"\n"lovely\n')
+        with pytest.raises(BadInputError, match="begins in line 4 has a double quote that is never closed"):
+            read_texts(path, text="text", text_pair=None)
+
+    @pytest.mark.parametrize(("ending", "mark"), [(".tsv", "\t"), (".csv", ","), (".csv", ";"), (".csv", "|")])
+    def test_a_quote_over_several_rows_is_not_silent(self, tmp_path, ending, mark):
+        short = 'id,text,note\n1,"I came.,x\n2,I saw.\n3,I left.",z\n'
+        message = refused(write(tmp_path / f"t{ending}", short.replace(",", mark)), label="note")
+        assert "a double quote that opens in line 2 and closes in line 4 makes one row of lines that look" in message
+        path = write(tmp_path / f"u{ending}", short.replace("saw.", "saw.,y").replace(",", mark))
+        if ending == ".tsv":
+            assert load(path, path, label="note").train.texts == ('"I came.', "I saw.", 'I left."')
+        else:
+            assert "closes in line 4" in refused(path, label="note")
+
+    def test_texts_with_commas_and_line_breaks_in_a_quoted_file_are_read_and_told_of(self, tmp_path, caplog):
+        path = write(tmp_path / "t.csv", 'text,label\n"Great, really.\nLoved it.",pos\n"a, b, c",neg\n')
+        assert load(path, path).train.texts == ("Great, really.\nLoved it.", "a, b, c")
+        assert "opens in line 2 and closes in line 3 makes one row of lines that might be rows" in caplog.text
+
+    def test_lines_are_unquoted_where_their_quotes_add_up_and_else_stay(self, tmp_path):
+        lines = ('"Great" film', '"He said \\"no\\""', '"never closed', '"whole ""so"""', 'a "b" c')
+        path = write(
+            tmp_path / "t.tsv", "text\tlabel\n" + "".join(f"{line}\t{i % 2}\n" for i, line in enumerate(lines))
+        )
+        assert load(path, path).train.texts == (*lines[:3], 'whole "so"', lines[4])
+
+    def test_blanks_before_a_quoted_cell(self, tmp_path):
+        path = write(
+            tmp_path / "t.csv", 'text, label\nx, "a"\n'.replace("text, label", '"text", "label"') + 'y,  "b, c"\n'
+        )
+        assert load(path, path).labels == ("a", "b, c")
+        path = write(tmp_path / "u.csv", 'text,label\n "so" said he,a\ny,b\n')
+        assert load(path, path).train.texts == (' "so" said he', "y")
+
+    @pytest.mark.parametrize("ending", [".csv", ".tsv", ".xlsx"])
+    def test_a_header_among_the_rows(self, tmp_path, ending):
+        columns = {"text": ["x", "y", "text", "z"], "label": ["a", "b", "label", "a"]}
+        message = refused(write_table(tmp_path / f"t{ending}", columns))
+        assert "has its header once more in " + ("row 4" if ending == ".xlsx" else "line 4") in message
+        path = write(tmp_path / "u.csv", "\ufefftext,label\nx,a\n\ufefftext,label\ny,b\n")
+        assert "once more in line 3" in refused(path)
+
     def test_a_quote_in_the_middle_is_no_reason_to_refuse(self, tmp_path):
         path = write(tmp_path / "t.csv", 'text,label\n5" long,a\n"so" said,b\n')
-        assert load(path, path).train.texts == ('5" long', "so said")
+        assert load(path, path).train.texts == ('5" long', '"so" said')
 
     def test_json_in_another_encoding(self, tmp_path):
         message = refused(write(tmp_path / "t.jsonl", "é".encode("latin-1")))
@@ -307,6 +410,40 @@ class TestBadFiles:
         path = write(tmp_path / f"t{ending}", content.encode(encoding))
         assert load(path, path).train.texts == ("café – “so”", "x")
         assert ("read as Windows-1252" in caplog.text) == (encoding == "cp1252")
+
+    @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+    def test_one_bad_byte_among_letters_in_utf8_is_named_by_its_line(self, tmp_path, ending):
+        content = "text,label\ncafé,a\nthé,b\n" if ending == ".csv" else '{"text": "é", "label": 1}\n\n{"text": "thé"}'
+        path = write(tmp_path / f"t{ending}", content.encode().replace("thé".encode(), b"th\xe9"))
+        message = refused(path)
+        assert "is not text in UTF-8" in message
+        assert "in line 3" in message
+
+    def test_names_that_hide_what_a_file_is(self, tmp_path):
+        plain = write_table(tmp_path / "t.csv", {"text": ["x", "y"], "label": ["a", "b"]})
+        for name, pack in (("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress)):
+            for ending in (".csv", ".jsonl"):
+                assert f"it is packed by {name}" in refused(write(tmp_path / f"p{ending}", pack(plain.read_bytes())))
+        workbook = write_table(tmp_path / "t.xlsx", {"text": ["x", "y"], "label": ["a", "b"]})
+        assert "a zip archive or an Excel workbook" in refused(write(tmp_path / "w.csv", workbook.read_bytes()))
+        table = write_table(tmp_path / "t.parquet", {"text": ["x", "y"], "label": ["a", "b"]})
+        assert "a Parquet file" in refused(write(tmp_path / "q.tsv", table.read_bytes()))
+
+    def test_characters_that_no_table_has(self, tmp_path):
+        assert "line 3 has a NUL character; remove" in refused(
+            write(tmp_path / "t.csv", "text,label\nx,a\ny\0,b\n" + "z,b\n" * 9)
+        )
+        message = refused(write(tmp_path / "u.csv", "text,label\nx,a\n".encode("utf-16-le")))
+        assert "it looks like UTF-16 without its mark" in message
+        assert "header in line 2 has a double quote that is not" in refused(
+            write(tmp_path / "v.csv", '\ntext,"label\nx,a\n')
+        )
+        assert "its columns are '\\u200btext', label" in refused(write(tmp_path / "w.csv", "\u200btext,label\nx,a\n"))
+
+    def test_a_text_of_endless_length(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("armijo_lab.tasks.separated._LONGEST_FIELD", 50)
+        message = refused(write(tmp_path / "t.csv", f'text,label\nx,a\n"y, {"y" * 60}",b\n'))
+        assert "the row that begins in line 3 has a text of more than 50 characters" in message
 
     @pytest.mark.parametrize("ending", [".csv", ".tsv"])
     @pytest.mark.parametrize("separator", [";", "\t", "|", ","])
@@ -338,6 +475,33 @@ class TestBadFiles:
         assert columns(path) == "text, label, other"
         assert "has no column 'sentence'" in refused(path, text="sentence")
         assert "cannot be read as xlsx" in refused(write(tmp_path / "u.xlsx", "x"))
+
+    def test_what_excel_alone_has(self, tmp_path):
+        openpyxl = pytest.importorskip("openpyxl")
+
+        def book(*sheets: list) -> Path:
+            workbook = openpyxl.Workbook()
+            workbook.remove(workbook.active)
+            for number, rows in enumerate(sheets):
+                sheet = workbook.create_sheet(f"sheet {number}")
+                for row in rows:
+                    sheet.append(row)
+            path = tmp_path / "t.xlsx"
+            workbook.save(path)
+            return path
+
+        header, rows = ["text", "label"], [["x", "a"], ["y", "b"]]
+        path = book([header, rows[0], [], [None, None], rows[1]])
+        assert load(path, path).train.texts == ("x", "y")
+        assert "The text in row 4 of" in refused(book([header, rows[0], [], [None, "b"]]))
+        assert "in row 3 of" in (message := refused(book([header, rows[0], ["#N/A", "b"]])))
+        assert "is the error #N/A of Excel" in message
+        assert "The text in row 3" in (message := refused(book([header, rows[0], ["=A2", "b"]])))
+        assert "is a formula without a value" in message
+        assert "has its columns in row 3, below other rows" in refused(book([["Report"], ["of May"], header, *rows]))
+        assert "in the sheet 'sheet 1', and the first sheet, 'sheet 0', is read" in refused(
+            book([["?"]], [header, *rows])
+        )
 
     def test_a_json_list(self, tmp_path):
         message = refused(write(tmp_path / "t.json", '\n[\n  {"text": "x", "label": 1}\n]\n'))
@@ -379,7 +543,7 @@ class TestBadFiles:
     def test_a_held_out_label_that_training_does_not_know(self, tmp_path):
         train = write(tmp_path / "t.csv", "text,label\nx,a\ny,b\n")
         message = refused(train, write(tmp_path / "e.csv", "text,label\nx,a\ny,c\n"))
-        assert "has the label 'c' (row 2)" in message
+        assert "has the label 'c' (line 3)" in message
         assert "its labels are a, b." in message
 
     @pytest.mark.parametrize("name", ["a[1]*?.csv", ".hidden.csv", "ünï cödé.csv"])

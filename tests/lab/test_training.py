@@ -360,6 +360,27 @@ def test_a_failed_checkpoint_leaves_the_old_one(start, resumable, tmp_path, monk
     assert without_seconds(tmp_path / "run") == without_seconds(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("I/O error: no space")])
+def test_a_disk_too_full_for_the_model_is_a_sentence_and_nothing_half_is_left(start, tmp_path, monkeypatch, error):
+    def save(model, tokenizer, folder, *others):
+        (folder / "config.json").write_text("{")
+        raise error
+
+    monkeypatch.setattr(models, "save", save)
+    with pytest.raises(
+        training.CheckpointError, match=r"The model could not be written to .*best after step 4 \(.*space"
+    ):
+        start(BASE, tmp_path / "run")
+    assert not [path.name for path in (tmp_path / "run").iterdir() if "partial" in path.name or path.name == "best"]
+
+
+def test_the_saved_tokenizer_knows_where_training_cut(start, tmp_path):
+    start(BASE, tmp_path / "run")
+    for name in ("best", "last"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run" / name)
+        assert tokenizer.model_max_length == BASE.max_length
+
+
 def test_a_run_killed_before_its_first_step_can_be_resumed(start, resumable, tmp_path):
     config = replace(resumable, checkpoint_every=100)
 

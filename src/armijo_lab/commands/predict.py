@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +19,7 @@ import typer
 
 from armijo_lab.commands import options
 from armijo_lab.errors import BadInputError
-from armijo_lab.names import counted
+from armijo_lab.names import counted, visible
 from armijo_lab.tasks import Split
 
 if TYPE_CHECKING:
@@ -302,12 +303,15 @@ def predict_command(
     _quieten()
     predictor = load_predictor(folder)
     predictions = predict(predictor, asked.texts, asked.pairs, batch_size)
-    if output is not None:
-        from armijo_lab.results import run_folder
+    if predictor.max_length is not None:
+        from armijo_lab.commands.progress import errors
+        from armijo_lab.tasks.notices import cut_texts
 
-        lines = _csv if output.suffix == ".csv" else _jsonl
-        run_folder.write_text(output, "".join(lines(predictor.labels, asked, predictions)))
-        typer.echo(f"Wrote {counted(len(predictions), 'prediction')} to {output}.")
+        for line in cut_texts(asked, predictor.tokenizer, predictor.max_length, "text", "The rest is not read."):
+            errors.print(line, markup=False, highlight=False)
+    if output is not None:
+        _write(output, "".join((_csv if output.suffix == ".csv" else _jsonl)(predictor.labels, asked, predictions)))
+        typer.echo(visible(f"Wrote {counted(len(predictions), 'prediction')} to {output}."))
         return
     if form is None:
         form = Format.TABLE if sys.stdout.isatty() else Format.TSV
@@ -315,7 +319,8 @@ def predict_command(
         _print_table(predictor.labels, asked, predictions)
         return
     for line in (_tsv if form is Format.TSV else _jsonl)(predictor.labels, asked, predictions):
-        typer.echo(line, nl=False)
+        # Another program gets the texts as they are, and a person's terminal obeys none of them.
+        typer.echo(visible(line) if sys.stdout.isatty() else line, nl=False)
 
 
 def _check_output(output: Path, file: Path | None, form: Format | None) -> None:
@@ -331,6 +336,26 @@ def _check_output(output: Path, file: Path | None, form: Format | None) -> None:
         raise BadInputError(f"--output and --file are both {file}; the texts would be overwritten. Name another file.")
     if output.exists():
         raise BadInputError(f"There is a file {output} already; name another with --output, or remove that one first.")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadInputError(
+            f"The folder {output.parent} cannot be written to ({reason}); name a file in another with --output."
+        ) from error
+
+
+def _write(output: Path, text: str) -> None:
+    from armijo_lab.results import run_folder
+
+    try:
+        run_folder.write_text(output, text)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadInputError(
+            f"The predictions could not be written to {output} ({reason}); make room, or name another file."
+        ) from error
 
 
 def _asked(
@@ -399,7 +424,8 @@ def _jsonl(labels: tuple[str, ...], asked: Split, predictions: Sequence[Predicti
 
 def _csv(labels: tuple[str, ...], asked: Split, predictions: Sequence[Prediction]) -> Iterator[str]:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    # All strings in quotes: a lone carriage return is the end of a row to many readers, and to the writer it is not.
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(_columns(labels, asked))
     writer.writerows([*texts, *label, *numbers] for texts, label, numbers in _cells(asked, predictions))
     yield out.getvalue()
@@ -414,9 +440,10 @@ def _tsv(labels: tuple[str, ...], asked: Split, predictions: Sequence[Prediction
 
 def _print_table(labels: tuple[str, ...], asked: Split, predictions: Sequence[Prediction]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from armijo_lab.commands.progress import Terminal
 
     table = Table(box=box.SIMPLE_HEAD, header_style="bold")
     table.add_column("text")
@@ -436,6 +463,6 @@ def _print_table(labels: tuple[str, ...], asked: Split, predictions: Sequence[Pr
             cells += [first[1], f"{first[0]:.3f}", ", ".join(f"{label} {p:.3f}" for p, label in others[:2])]
         else:
             cells.append(f"{prediction.score:.4g}")
-        # Text, because brackets in what the user typed are no markup.
-        table.add_row(*map(Text, cells))
-    Console().print(table)
+        # Text, because brackets in what the user typed are no markup; escaped here, so that a column is wide enough.
+        table.add_row(*map(Text, map(visible, cells)))
+    Terminal().print(table)

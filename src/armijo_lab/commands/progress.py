@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
-from armijo_lab.names import counted
+from armijo_lab.names import counted, visible
 
 if TYPE_CHECKING:
     from armijo_lab.training import Observe
 
-__all__ = ["errors", "interrupted", "output", "show"]
+__all__ = ["Terminal", "errors", "interrupted", "output", "show"]
 
-output = Console(soft_wrap=True)
+
+class Terminal(Console):
+    """A console on which no text can do more than be read: what it shows passes through `visible`."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What rich writes, with rich's own control codes and no others."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+output = Terminal(soft_wrap=True)
 """Results go here: standard output."""
-errors = Console(stderr=True, soft_wrap=True)
+errors = Terminal(stderr=True, soft_wrap=True)
 """Progress and complaints go here: standard error."""
 
 LINE_EVERY = 10.0

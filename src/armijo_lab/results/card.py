@@ -5,6 +5,7 @@ import re
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from armijo_lab.names import visible
 from armijo_lab.results import run_folder
 
 __all__ = ["model_card"]
@@ -27,7 +28,7 @@ def model_card(summary: dict[str, Any]) -> str:
     """
     sections = [
         _front_matter(summary),
-        f"# {_name(summary)}\n",
+        f"# {_plain(_name(summary))}\n",
         _introduction(summary),
         _results(summary),
         _use(summary) if run_folder.divergence(summary) is None else "",
@@ -62,7 +63,7 @@ def _front_matter(summary: dict[str, Any]) -> str:
             "metrics": metrics,
         }
         facts["model-index"] = [{"name": _name(summary), "results": [result]}]
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000)}---\n"
+    return f"---\n{visible(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000))}---\n"
 
 
 def _introduction(summary: dict[str, Any]) -> str:
@@ -198,7 +199,7 @@ def _limits(summary: dict[str, Any]) -> str:
 def _provenance(summary: dict[str, Any]) -> str:
     hardware, versions = summary["hardware"], summary["versions"]
     facts: dict[str, Any] = {
-        "command": f"`{_portable(summary['command'])}`" if summary["command"] else None,
+        "command": _code(_portable(summary["command"])) if summary["command"] else None,
         "seed": ", ".join(map(str, summary["seeds"])),
         "commit": summary["commit"],
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -206,7 +207,7 @@ def _provenance(summary: dict[str, Any]) -> str:
         f"{_counted(hardware['cores'], 'core')}, {_counted(hardware['threads'], 'thread')}",
         "parameters": f"{summary['model']['parameters']:,}",
     }
-    facts |= {f"data: {key}": _portable(str(value)) for key, value in summary["task"]["provenance"].items()}
+    facts |= {f"data: {key}": _plain(_portable(str(value))) for key, value in summary["task"]["provenance"].items()}
     rows = [[key, str(value)] for key, value in facts.items() if value is not None]
     return "## Provenance\n\n" + _table(["", ""], rows)
 
@@ -250,12 +251,12 @@ def _number(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """A text as Markdown that shows it, in one line: HTML, emphasis, links and code in it are none."""
-    return re.sub(r"([\\`*_\[\]~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return re.sub(r"([\\`*_\[\]~])", r"\\\1", html.escape(visible(" ".join(text.split())), quote=False))
 
 
 def _code(text: str) -> str:
     """A text as code, in one line, whatever backticks it has."""
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
     padding = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{fence}{padding}{text}{padding}{fence}"

@@ -6,31 +6,39 @@ Nothing about a cell is guessed. CSV and TSV are read as text throughout: left t
 
 import bz2
 import contextlib
-import csv
 import glob
 import gzip
 import io
 import json
 import logging
 import lzma
-import math
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from armijo_lab.errors import BadInputError
-from armijo_lab.tasks import Split, TaskData
+from armijo_lab.tasks import Split, TaskData, labels, separated
 
 logger = logging.getLogger("armijo")
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_OTHER_SEPARATORS = (",", "\t", ";", "|")
 _PACKED: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _JSON = (".jsonl", ".json")
-_LONGEST_FIELD = 1 << 24
 _ENDINGS = (*_SEPARATORS, *_JSON, ".parquet", ".xlsx")
+_OTHER_KINDS = {
+    b"\x1f\x8b": "packed by gzip; let its name end with .gz as well",
+    b"BZh91AY&SY": "packed by bzip2; let its name end with .bz2 as well",
+    b"\xfd7zXZ\0": "packed by xz; let its name end with .xz as well",
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or let its name end with .xlsx",
+    b"PAR1\x15": "a Parquet file; let its name end with .parquet",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook of the old kind; save it as .xlsx or .csv",
+}
+"""What a file that is no text is, by its first bytes."""
+_TITLE_ROWS = 20
 
 
 class MissingColumnError(BadInputError):
@@ -43,6 +51,25 @@ class MissingColumnError(BadInputError):
     def __init__(self, column: str, sentence: str) -> None:
         super().__init__(sentence)
         self.column = column
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The wanted columns of a file, cell by cell as the file has them.
+
+    Attributes:
+        columns: The cells of each.
+        unit: What the file's rows are counted in, as in `line`.
+        numbers: Of each row the line or the row of the file where it begins, from 1.
+    """
+
+    columns: dict[str, list[Any]]
+    unit: str
+    numbers: Sequence[int]
+
+    def place(self, index: int) -> str:
+        """Where a row stands, as in `line 7`."""
+        return f"{self.unit} {self.numbers[index]}"
 
 
 def load(
@@ -58,8 +85,8 @@ def load(
     """Reads a classification task from one or two files.
 
     Labels may be strings, whole numbers or booleans. Each becomes a string without white space around it (a
-    boolean `True` or `False`), and `1.0` of a numeric column becomes `1`; classes are ordered as numbers if all of
-    them are whole numbers, else alphabetically.
+    boolean `True` or `False`). Where all are whole numbers, `1.0` becomes `1`, unless zeros stand in front of one;
+    classes are ordered as numbers if all of them are whole numbers, else alphabetically.
 
     Args:
         train: A file whose name ends with .csv, .tsv, .jsonl, .json (JSON lines), .parquet or .xlsx (the first
@@ -82,11 +109,11 @@ def load(
     """
     if not 0 < holdout < 1:
         raise BadInputError(f"The fraction of rows to hold out must lie between 0 and 1, and {holdout} does not.")
-    rows, names = _labelled(train, text, text_pair, label)
-    labels = _ordered(set(names))
-    if len(labels) == 1:
-        raise BadInputError(f"All rows of {train} have the label {labels[0]!r}; at least two classes are needed.")
-    index = {name: i for i, name in enumerate(labels)}
+    rows, names, _ = _labelled(train, text, text_pair, label)
+    classes = labels.ordered(set(names))
+    if len(classes) == 1:
+        raise BadInputError(f"All rows of {train} have the label {classes[0]!r}; at least two classes are needed.")
+    index = {name: i for i, name in enumerate(classes)}
     rows = Split(rows.texts, rows.pairs, tuple(index[name] for name in names))
     provenance: dict[str, str | int | float | None] = {"train": str(train)}
     if evaluation is None:
@@ -94,12 +121,12 @@ def load(
         provenance |= {"evaluation": None, "holdout": holdout, "seed": seed}
         source = train.name
     else:
-        held_out, names = _labelled(evaluation, text, text_pair, label)
-        unknown = _ordered(set(names) - set(labels))
-        if unknown:
+        held_out, names, place = _labelled(evaluation, text, text_pair, label)
+        unknown = next((row for row, name in enumerate(names) if name not in index), None)
+        if unknown is not None:
             raise BadInputError(
-                f"{evaluation} has the label {unknown[0]!r} (row {names.index(unknown[0]) + 1}), which {train} does "
-                f"not have; its labels are {_listed(labels)}."
+                f"{evaluation} has the label {names[unknown]!r} ({place(unknown)}), which {train} does not have; its "
+                f"labels are {_listed(classes)}."
             )
         held_out = Split(held_out.texts, held_out.pairs, tuple(index[name] for name in names))
         provenance["evaluation"] = str(evaluation)
@@ -108,7 +135,7 @@ def load(
         name=train.stem,
         description=f"The user's own rows from {source}: {label} to be predicted from {text}"
         + (f" and {text_pair}." if text_pair is not None else "."),
-        labels=labels,
+        labels=classes,
         train=rows,
         evaluation=held_out,
         metrics=("accuracy",),
@@ -131,12 +158,12 @@ def read_texts(
         BadInputError: As `load`, labels aside.
     """
     try:
-        columns = _read(path, [text] if text_pair is None else [text, text_pair])
+        table = _read(path, [text] if text_pair is None else [text, text_pair])
     except MissingColumnError as error:
         option = options[0] if error.column == text else options[1]
         raise BadInputError(f"{str(error).removesuffix('.')}; name it with {option}.") from error
-    pairs = None if text_pair is None else _texts(path, text_pair, columns[text_pair])
-    return Split(_texts(path, text, columns[text]), pairs, ())
+    pairs = None if text_pair is None else _texts(path, text_pair, table)
+    return Split(_texts(path, text, table), pairs, ())
 
 
 def columns(path: Path) -> str | None:
@@ -145,14 +172,12 @@ def columns(path: Path) -> str | None:
     try:
         ending = _ending(path)
         if ending in _SEPARATORS:
-            names = next(_reader(filter(str.strip, _lines(_read_text(path))), _SEPARATORS[ending]), [])
+            names = separated.names_of(_read_text(path), _SEPARATORS[ending])
         elif ending in _JSON:
             with io.StringIO(_unpacked(path).decode("utf-8-sig")) as stream:
                 names = list(json.loads(stream.readline()))
         elif ending == ".xlsx":
-            import pandas
-
-            names = pandas.read_excel(path, nrows=0).columns.tolist()
+            names = next(iter(_sheets(path).values()))[0][1]
         elif ending == ".parquet":
             from pyarrow import parquet
 
@@ -162,68 +187,24 @@ def columns(path: Path) -> str | None:
     return _listed(names) or None
 
 
-def _labelled(path: Path, text: str, text_pair: str | None, label: str) -> tuple[Split, tuple[str, ...]]:
-    """The file's texts and, row by row, its labels' names."""
-    columns = _read(path, [text, label] if text_pair is None else [text, text_pair, label])
-    pairs = None if text_pair is None else _texts(path, text_pair, columns[text_pair])
-    names = _labels(path, label, columns[label])
-    return Split(_texts(path, text, columns[text]), pairs, ()), names
+def _labelled(
+    path: Path, text: str, text_pair: str | None, label: str
+) -> tuple[Split, tuple[str, ...], Callable[[int], str]]:
+    """The file's texts, row by row its labels' names, and where a row stands."""
+    table = _read(path, [text, label] if text_pair is None else [text, text_pair, label])
+    pairs = None if text_pair is None else _texts(path, text_pair, table)
+    names = labels.names(table.columns[label], lambda row: f"The {label} in {table.place(row)} of {path}")
+    return Split(_texts(path, text, table), pairs, ()), names, table.place
 
 
-def _texts(path: Path, column: str, values: list[Any]) -> tuple[str, ...]:
-    for row, value in enumerate(values, 1):
-        if not isinstance(value, str):
-            found = "missing" if value is None else f"no text but {_excerpt(value)}"
-            raise BadInputError(f"The {column} in row {row} of {path} is {found}; every row needs a text there.")
-        if not value.strip():
-            raise BadInputError(f"The {column} in row {row} of {path} is empty; every row needs a text there.")
-    return tuple(values)
-
-
-def _labels(path: Path, column: str, values: list[Any]) -> tuple[str, ...]:
-    """The labels as strings: alike for all kinds of files, where the same number may be 1, 1.0 or "1.0"."""
-    names = [_label(path, column, row, value) for row, value in enumerate(values, 1)]
-    numbers = [_number(name) for name in names]
-    if all(number is not None for number in numbers):
-        fraction = next((row for row, number in enumerate(numbers, 1) if number is not None and number % 1), None)
-        if fraction is not None:
-            raise BadInputError(
-                f"The {column} in row {fraction} of {path} is {names[fraction - 1]}, and all others are numbers too: "
-                "scores, of which each would be a class. Regression is not offered; round the numbers to a few "
-                "classes, or name the classes with words."
-            )
-        if any("." in name for name in names):
-            return tuple(str(int(number)) for number in numbers if number is not None)
-    return tuple(names)
-
-
-def _number(name: str) -> float | None:
-    try:
-        number = float(name) if name.isascii() and "_" not in name else math.nan
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _label(path: Path, column: str, row: int, value: Any) -> str:
-    # A whole number stands as 1.0 where the reader had to make room for a missing one beside it.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
-        raise BadInputError(f"The {column} in row {row} of {path} is missing; every row needs a label.")
-    if not isinstance(value, str | int | float):
-        raise BadInputError(
-            f"The {column} in row {row} of {path} is {_excerpt(value)}; a label is a string, a whole number or a "
-            "boolean."
-        )
-    return str(value).strip()
-
-
-def _ordered(labels: set[str]) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(labels, key=lambda name: (int(name), name)))
-    except ValueError:
-        return tuple(sorted(labels))
+def _texts(path: Path, column: str, table: _Table) -> tuple[str, ...]:
+    for row, value in enumerate(table.columns[column]):
+        if isinstance(value, str) and value.strip():
+            continue
+        shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:60] + "..."
+        found = "missing" if value is None else "empty" if isinstance(value, str) else f"no text but {shown}"
+        raise BadInputError(f"The {column} in {table.place(row)} of {path} is {found}; every row needs a text there.")
+    return tuple(table.columns[column])
 
 
 def _divided(rows: Split, path: Path, holdout: float, seed: int) -> tuple[Split, Split]:
@@ -255,8 +236,7 @@ def _ending(path: Path) -> str:
     return suffixes[0] if packed else path.suffix.lower()
 
 
-def _read(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
-    """The wanted columns of a file, cell by cell as the file has them."""
+def _read(path: Path, wanted: list[str]) -> _Table:
     if path.is_dir():
         raise BadInputError(f"{path} is a folder; a file ending with {_listed(_ENDINGS)} is needed.")
     if not path.is_file():
@@ -268,18 +248,19 @@ def _read(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
         raise BadInputError(f"{path} is empty.")
     try:
         if ending in _SEPARATORS:
-            columns = _separated(path, _SEPARATORS[ending], wanted)
+            table = _separated(path, _SEPARATORS[ending], wanted)
         elif ending in _JSON:
-            columns = _json_lines(path, wanted)
+            table = _json_lines(path, wanted)
         elif ending == ".xlsx":
-            columns = _excel(path, wanted)
+            table = _excel(path, wanted)
         else:
-            columns = _parquet(path, wanted)
+            table = _parquet(path, wanted)
     except BadInputError:
         raise
     except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
         raise BadInputError(
-            f"{path} cannot be read, because it is not text in UTF-8 ({error.reason}); save it as UTF-8."
+            f"{path} cannot be read, because it is not text in UTF-8 ({error.reason} in line {line}); save it as UTF-8."
         ) from error
     except ImportError as error:
         raise BadInputError(
@@ -292,25 +273,18 @@ def _read(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:200].split(". ")[0].rstrip(".") or "it has no rows"
         raise BadInputError(f"{path} cannot be read as {ending[1:]}: {reason}.") from error
-    if not columns[wanted[0]]:
+    if not table.numbers:
         raise BadInputError(f"{path} has no rows.")
-    return columns
+    return table
 
 
-def _separated(path: Path, usual: str, wanted: list[str]) -> dict[str, list[Any]]:
-    lines = _lines(_read_text(path))
-    first = next((number for number, line in enumerate(lines) if line.strip()), None)
-    if first is None:
-        raise BadInputError(f"{path} is empty.")
-    separator, header = _header(path, lines[first], usual, wanted)
-    _check_columns(path, header, wanted)
-    rows = _rows(path, lines[first + 1 :], first + 2, separator, len(header))
-    return {name: [row[header.index(name)] for row in rows] for name in wanted}
+def _separated(path: Path, usual: str, wanted: list[str]) -> _Table:
+    def check(names: list[str]) -> None:
+        _check_columns(path, names, wanted)
 
-
-def _lines(text: str) -> list[str]:
-    """The lines of a text with their ends. Not by `splitlines`, to which a form feed and others are ends too."""
-    return list(io.StringIO(text, newline=""))
+    header, rows = separated.read(path, _read_text(path), usual, wanted, check)
+    columns = {name: [row.cells[header.index(name)] for row in rows] for name in wanted}
+    return _Table(columns, "line", [row.line for row in rows])
 
 
 def _read_text(path: Path) -> str:
@@ -320,131 +294,133 @@ def _read_text(path: Path) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError:
-        if encoding != "utf-8-sig" or b"\0" in content:
+        if encoding != "utf-8-sig" or b"\0" in content or _mostly_utf8(content):
             raise
         text = content.decode("cp1252")
         logger.warning(
             "%s is not in UTF-8; it was read as Windows-1252. If letters look wrong, save it as UTF-8.", path
         )
-    if "\0" in text or (encoding == "utf-16" and "\n" not in text):
+    if (nul := text.find("\0")) >= 0:
+        utf_16 = 5 * text.count("\0") > len(text)
+        why = "it looks like UTF-16 without its mark; save it as UTF-8" if utf_16 else "remove it, or save it as UTF-8"
+        raise BadInputError(
+            f"{path} cannot be read, because line {text.count(chr(10), 0, nul) + 1} has a NUL character; {why}."
+        )
+    if encoding == "utf-16" and "\n" not in text:
         raise BadInputError(f"{path} cannot be read, because it is not text.")
     return text
+
+
+def _mostly_utf8(content: bytes) -> bool:
+    """Whether bytes that are not UTF-8 stand among letters that are: then a guess would spoil all those."""
+    valid = content.decode("utf-8", "ignore")
+    letters = sum(not character.isascii() for character in valid)
+    return letters > 0 and 10 * letters >= len(content) - len(valid.encode())
 
 
 def _unpacked(path: Path) -> bytes:
     opener = _PACKED.get(path.suffix.lower())
     if opener is None:
-        return path.read_bytes()
-    with opener(path) as stream:
-        return stream.read()
+        content = path.read_bytes()
+    else:
+        with opener(path) as stream:
+            content = stream.read()
+    for beginning, kind in _OTHER_KINDS.items():
+        if content.startswith(beginning):
+            raise BadInputError(f"{path} cannot be read as text, because it is {kind}.")
+    return content
 
 
-def _header(path: Path, line: str, usual: str, wanted: list[str]) -> tuple[str, list[str]]:
-    """The separator and the names. Where the usual one does not give the wanted names, another that does is taken."""
-    for separator in (usual, *(other for other in _OTHER_SEPARATORS if other != usual)):
-        names = next(_reader([line], separator), [])
-        if len(names) > 1 and set(wanted) <= set(names):
-            return separator, names
-    return usual, next(_reader([line], usual), [])
-
-
-def _reader(lines: Iterable[str], separator: str, *, strict: bool = False) -> Any:
-    return csv.reader(lines, delimiter=separator, strict=strict)
-
-
-def _rows(path: Path, lines: list[str], first: int, separator: str, n: int) -> list[list[str]]:
-    """The rows below the header, each with n fields.
-
-    Read strictly, because a lenient reader takes a text that begins with a quote for one that goes on to the next
-    quote, and swallows the rows between. Where the quotes do not add up but every line has n fields as it stands, each
-    line is a row. In TSV that reading comes first: there a quote is mostly just a character of the text.
-
-    Raises:
-        BadInputError: a row has more than n fields, or its quotes do not add up, with the number of its line.
-    """
-    limit = csv.field_size_limit(_LONGEST_FIELD)
-    try:
-        one_each = all(line.rstrip("\r\n").count(separator) == n - 1 for line in lines if line.strip("\r\n"))
-        found, error = _strict_rows(path, lines, first, separator, n)
-        n_lines = sum(bool(line.strip("\r\n")) for line in lines)
-        if error is None and not (separator == "\t" and one_each and len(found) < n_lines):
-            return [row + [""] * (n - len(row)) for row in found]
-        if one_each:
-            return _rows_of_lines(lines, separator, n)
-        assert error is not None
-        raise error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _strict_rows(
-    path: Path, lines: list[str], first: int, separator: str, n: int
-) -> tuple[list[list[str]], BadInputError | None]:
-    kind = path.suffix.lower()[1:] if path.suffix.lower() not in _PACKED else path.suffixes[-2].lower()[1:]
-    marks = {"\t": "tabs", ",": "commas", ";": "semicolons"}.get(separator, repr(separator))
-    begun: list[str] = []  # the lines of the row that is read
-
-    def given() -> Iterator[str]:
-        for line in lines:
-            begun.append(line)
-            yield line
-
-    reader, rows = _reader(given(), separator, strict=True), []
-    line = first
-    try:
-        for row in reader:
-            line = first + reader.line_num - len(begun)
-            if len(row) > n:
-                return rows, BadInputError(
-                    f"{path} cannot be read: the row in line {line} has {len(row)} columns and the header {n}; put "
-                    f"texts that contain {marks} in double quotes."
+def _excel(path: Path, wanted: list[str]) -> _Table:
+    (name, rows), *others = _sheets(path).items()
+    if not rows:
+        raise BadInputError(f"{path} has no rows in its first sheet.")
+    header = rows[0][1]
+    if not set(wanted) <= set(header):
+        below = next((number for number, cells in rows[:_TITLE_ROWS] if set(wanted) <= set(cells)), None)
+        if below is not None:
+            raise BadInputError(f"{path} has its columns in row {below}, below other rows; remove the rows above it.")
+        for other, cells in others:
+            if cells and set(wanted) <= set(cells[0][1]):
+                raise BadInputError(
+                    f"{path} has its columns in the sheet {other!r}, and the first sheet, {name!r}, is read; move "
+                    "that one to the front."
                 )
-            if row:
-                rows.append(row)
-            begun.clear()
-    except csv.Error as error:
-        line = first + reader.line_num - len(begun)
-        what = "never closed" if "end of data" in str(error) else "closed in the middle of the text"
-        return rows, BadInputError(
-            f"{path} cannot be read as {kind}: the row that begins in line {line} has a double quote that is {what}; "
-            f"put texts that contain {marks} or double quotes in double quotes, and write each one inside them twice."
-        )
-    return rows, None
+    _check_columns(path, header, wanted)
+    for column in wanted:
+        place = header.index(column)
+        for number, cells in rows[1:]:
+            if cells == header:
+                raise BadInputError(f"{path} has its header once more in row {number}; remove that row.")
+            if cells[place].startswith("#") and cells[place] in _EXCEL_ERRORS:
+                raise BadInputError(
+                    f"The {column} in row {number} of {path} is the error {cells[place]} of Excel; correct the cell."
+                )
+            if not cells[place] and _is_formula(path, number, place):
+                raise BadInputError(
+                    f"The {column} in row {number} of {path} is a formula without a value, because the program that "
+                    "wrote it did not compute it; open the file in Excel or LibreOffice and save it there."
+                )
+            if not cells[place]:
+                break  # a sentence on the empty cell follows, and to look for a formula reads the file again
+    columns = {name: [cells[header.index(name)] for _, cells in rows[1:]] for name in wanted}
+    return _Table(columns, "row", [number for number, _ in rows[1:]])
 
 
-def _rows_of_lines(lines: list[str], separator: str, n: int) -> list[list[str]]:
-    """Each line as a row: unquoted where its quotes add up, else as it stands."""
-    rows = []
-    for line in lines:
-        text = line.rstrip("\r\n")
-        if not text:
-            continue
-        row = next(_reader([text], separator))
-        rows.append(row if len(row) == n and "\n" not in "".join(row) else text.split(separator))
-    return rows
+_EXCEL_ERRORS = ("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!")
 
 
-def _excel(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
+def _workbook(path: Path, **options: bool) -> Any:
     try:
-        import openpyxl  # noqa: F401
-        import pandas
+        import openpyxl
     except ImportError as error:
         raise BadInputError(
             f"Reading {path} needs the library openpyxl, which is not installed: pip install openpyxl; or save it as "
             ".csv."
         ) from error
-    sheet = pandas.read_excel(path, header=None, dtype=str, na_filter=False)
-    if not len(sheet):
-        raise BadInputError(f"{path} has no rows in its first sheet.")
-    header, *rows = sheet.astype(str).to_numpy().tolist()
-    _check_columns(path, header, wanted)
-    return {name: [row[header.index(name)] for row in rows] for name in wanted}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it leaves out (styles, validation) is no text
+        return openpyxl.load_workbook(path, read_only=True, **options)
 
 
-def _json_lines(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
+def _sheets(path: Path) -> dict[str, list[tuple[int, list[str]]]]:
+    """Of each sheet the rows that are not blank, with their numbers, as wide as the widest; cells as text."""
+    workbook = _workbook(path, data_only=True)
+    found = {}
+    for sheet in workbook.worksheets:
+        sheet.reset_dimensions()  # some programs write wrong ones
+        rows = [
+            (number, [_excel_text(value) for value in row])
+            for number, row in enumerate(sheet.iter_rows(values_only=True), 1)
+        ]
+        rows = [(number, cells) for number, cells in rows if any(cells)]
+        width = max((len(cells) for _, cells in rows), default=0)
+        found[sheet.title] = [(number, cells + [""] * (width - len(cells))) for number, cells in rows]
+    workbook.close()
+    return found
+
+
+def _excel_text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value)
+
+
+def _is_formula(path: Path, row: int, column: int) -> bool:
+    workbook = _workbook(path, data_only=False)
+    sheet = workbook.worksheets[0]
+    sheet.reset_dimensions()
+    cells = next(sheet.iter_rows(min_row=row, max_row=row), ())
+    found = column < len(cells) and cells[column].data_type == "f"
+    workbook.close()
+    return found
+
+
+def _json_lines(path: Path, wanted: list[str]) -> _Table:
     # Not by datasets' own reader: it makes dates of texts that look like dates, makes 1 of the label "01" beside a
     # number, and a line `null` ends the whole process (datasets 5.2 with pyarrow 26).
     rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
     with io.StringIO(_unpacked(path).decode("utf-8-sig")) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -473,9 +449,10 @@ def _json_lines(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
             except ValueError as error:
                 raise BadInputError(f"{path} cannot be read as JSON lines: {error} (line {number}).") from error
             rows.append(row)
+            numbers.append(number)
     if rows:
         _check_columns(path, list(dict.fromkeys(name for row in rows for name in row)), wanted)
-    return {name: [row.get(name) for row in rows] for name in wanted}
+    return _Table({name: [row.get(name) for row in rows] for name in wanted}, "line", numbers)
 
 
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -486,11 +463,12 @@ def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parquet(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
+def _parquet(path: Path, wanted: list[str]) -> _Table:
     from pyarrow import parquet
 
     _check_columns(path, parquet.read_schema(path).names, wanted)
-    return _through_datasets("parquet", path, wanted, columns=list(dict.fromkeys(wanted)))
+    columns = _through_datasets("parquet", path, wanted, columns=list(dict.fromkeys(wanted)))
+    return _Table(columns, "row", range(1, len(columns[wanted[0]]) + 1))
 
 
 def _through_datasets(kind: str, path: Path, wanted: list[str], **options: Any) -> dict[str, list[Any]]:
@@ -533,8 +511,8 @@ def _check_columns(path: Path, names: list[str], wanted: list[str]) -> None:
         )
     missing = next((name for name in wanted if name not in names), None)
     if missing is not None:
-        # Quoted where blanks at an end would not be seen.
-        shown = [name if (name := str(each)) == name.strip() != "" else repr(name) for each in names if str(each)]
+        # Quoted where blanks at an end, or a character without width, would not be seen.
+        shown = [each if each == each.strip() and each.isprintable() else repr(each) for each in names if each]
         raise MissingColumnError(
             missing, f"{path} has no column {missing!r}; its columns are {_listed(shown) or 'without names'}."
         )
@@ -543,8 +521,3 @@ def _check_columns(path: Path, names: list[str], wanted: list[str]) -> None:
 def _listed(names: list[str] | tuple[str, ...], most: int = 20) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
-
-
-def _excerpt(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:60] + "..."

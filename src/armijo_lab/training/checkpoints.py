@@ -39,7 +39,7 @@ _KEYS = {"config", "command", "data", "progress", "model", "optimizer", "schedul
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written; the message is one full sentence for the user."""
+    """A checkpoint or a model could not be written; the message is one full sentence for the user."""
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -141,14 +141,26 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def save_model(run: RunState, folder: Path) -> None:
-    """Write the model and the tokenizer into `folder`, complete or not at all."""
+    """Write the model and the tokenizer into `folder`, complete or not at all.
+
+    Raises:
+        CheckpointError: They could not be written.
+    """
     if not (run.config.save_models and run.ranks.first):
         return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    models.save(run.model, run.tokenizer, partial, run.task)
-    run_folder.sync(partial)
+    try:
+        partial.mkdir(parents=True)
+        models.save(run.model, run.tokenizer, partial, run.task, run.config.tokens)
+        run_folder.sync(partial)
+    except Exception as error:  # safetensors, tokenizers and torch each have one of their own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"The model could not be written to {folder} after step {run.progress.step} ({reason.rstrip('.')}); make "
+            "room, and continue from the last checkpoint or else start again."
+        ) from error
     # Between the two renames the old model still exists beside the new one, under its other name.
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
