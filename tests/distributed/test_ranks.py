@@ -129,6 +129,23 @@ def test_ranks_that_nothing_joins_are_warned_once(found: list[Any]) -> None:
         assert "process_group=torch.distributed.group.WORLD" in said
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("part", range(8))
+def test_no_rank_aborts_at_its_end(part: int, tmp_path: Path) -> None:
+    """A process group that is not destroyed, or a thread that still waits, ends a process in `terminate called`."""
+    for number in range(25):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        command = [sys.executable, str(Path(ranks.__file__)), str(folder)]
+        processes = [
+            subprocess.Popen([*command, str(rank), "2", "ddp_sgdsls"], stderr=subprocess.PIPE, text=True)
+            for rank in range(2)
+        ]
+        said = [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], said
+        assert not any("terminate called" in words for words in said)
+
+
 def test_a_rank_that_ends_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
     first, last = launch(tmp_path, 2, "dying")
     assert last is None

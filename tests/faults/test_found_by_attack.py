@@ -276,3 +276,12 @@ def test_a_scheduler_that_drives_a_learning_rate_is_named(
         optimizer.step(lambda: functional.cross_entropy(model(X), Y))
         scheduler.step()
     assert [words in record.message for record in caplog.records] == ([True] if words else [])
+
+
+@every("kind", RECOMMENDED, ids=name_of)
+def test_parameters_without_values_are_named(kind: Any) -> None:
+    with torch.device("meta"):
+        model = nn.Linear(20, 2)
+    optimizer = kind(model.parameters())
+    with pytest.raises(armijo.ConfigurationError, match="meta device"):
+        optimizer.step(lambda: functional.cross_entropy(model(X), Y))

@@ -327,7 +327,10 @@ def _one_kernel() -> Iterator[None]:
 
 
 def _check_loss(loss: object, *, graph: bool) -> None:
-    remedy = "Let the closure return the loss as computed: optimizer.step(lambda: criterion(model(inputs), labels))."
+    remedy = (
+        "Let the closure (a Trainer's compute_loss, a LightningModule's training_step) return the loss as computed: "
+        "optimizer.step(lambda: criterion(model(inputs), labels))."
+    )
     if not isinstance(loss, torch.Tensor):
         raise ClosureContractError(
             f"The closure returned {'nothing' if loss is None else f'a {type(loss).__name__}'} instead of a scalar "

@@ -100,6 +100,11 @@ def _run_backward(optimizer: LineSearch, objective: Objective, closure: Closure,
             "The model has lazy modules, whose parameters have no shape yet. Run one forward before the first step: "
             "model(inputs)."
         )
+    if any(parameter.is_meta for parameter in parameters):
+        raise ConfigurationError(
+            "Parameters lie on the meta device and have no values. Give them some before the first step: "
+            "model.to_empty(device=...), then load the weights."
+        )
     # A closure that changes parameters does so from the first step on; only then is a copy of them all worth it.
     start = [p.detach().clone() for p in parameters] if optimizer.param_groups[0]["steps"] == 0 else None
     optimizer.zero_grad(set_to_none=True)
