@@ -13,7 +13,7 @@ test: $(INSTALLED)
 
 # Trainers that others wrote, every example, and the wheel in a clean environment; a few minutes.
 test-integrations: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadgroup -m heavy
+	$(BIN)/pytest -n 2 --dist worksteal -m heavy
 
 # The long part of the tests: kills, generated files, 20,000 steps; under half an hour on two cores.
 soak: $(INSTALLED)

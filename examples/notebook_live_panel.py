@@ -22,7 +22,7 @@ from armijo.observers.matplotlib import LivePanel
 from texts import accuracy, loaders, minilm
 
 model = minilm().train()
-train, held_out = loaders(160)
+train, held_out = loaders(96)
 optimizer = armijo.PLASLS(armijo.split(model, by="layer", n_layer_groups=3))
 
 # %% [markdown]

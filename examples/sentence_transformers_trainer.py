@@ -32,7 +32,7 @@ def pairs(split: Split) -> Dataset:
 
 
 given = options()
-data = embedded.load().limited(given.rows, 200)
+data = embedded.load().limited(given.rows, min(200, 2 * given.rows))
 model = SentenceTransformer(MINILM)
 held_out = pairs(data.evaluation)
 correlation = EmbeddingSimilarityEvaluator(held_out["one"], held_out["other"], held_out["label"])

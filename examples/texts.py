@@ -35,7 +35,7 @@ def minilm() -> torch.nn.Module:
 
 def rows(count: int) -> tuple[list[dict], list[dict]]:
     """Tokenised rows to train on, and others to judge by: dicts of `input_ids`, `attention_mask`, `labels`."""
-    data = embedded.load().limited(count, 200)
+    data = embedded.load().limited(count, min(200, 2 * count))
     return _tokenised(data.train), _tokenised(data.evaluation)
 
 

@@ -22,7 +22,7 @@ class Trainer(ArmijoMixin, SFTTrainer):
 
 
 given = options()
-data = embedded.load().limited(given.rows, 200)
+data = embedded.load().limited(given.rows, min(200, 2 * given.rows))
 pieces = ByteLevelBPETokenizer()
 pieces.train_from_iterator(data.train.texts, vocab_size=2000, special_tokens=["<end>"], show_progress=False)
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, eos_token="<end>", pad_token="<end>")

@@ -13,7 +13,7 @@ import torch
 
 from distributed import ranks
 
-WORLDS = (2, 3)
+WORLDS = (2, pytest.param(3, marks=pytest.mark.soak))
 TRAJECTORIES = {
     "ddp_sgdsls": "sgdsls",
     "ddp_adamsls": "adamsls",

@@ -24,7 +24,7 @@ import armijo
 import armijo.step.step as step_module
 from armijo.evaluation.rng import RandomState
 from evaluation.test_honest_trials import MODELS, closure_for, seeded
-from problems import ALL, RECOMMENDED, Problem, everything, failing, hopeless, name_of, same, statuses, stuck
+from problems import ALL, PAPER, RECOMMENDED, Problem, everything, failing, hopeless, name_of, same, statuses, stuck
 
 every = pytest.mark.parametrize
 
@@ -118,7 +118,8 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-@every("kind", ALL, ids=name_of)
+@pytest.mark.no_cover
+@every("kind", [*RECOMMENDED, *(pytest.param(kind, marks=pytest.mark.soak) for kind in PAPER)], ids=name_of)
 def test_out_of_memory_at_any_allocation_of_a_step(kind: Any, tally: Any) -> None:
     """The library's own allocations too: snapshot, directions, moments, copies of buffers, the backward pass."""
     # The paper's search would take some seventy trials from far away, each with the same allocations.

@@ -13,7 +13,7 @@ from integrations.rows import bert, parameters
 from processes import run_to_end, torchrun
 
 
-@pytest.mark.parametrize("case", trainer_ranks.CASES)
+@pytest.mark.parametrize("case", ["ddp", "fsdp2", pytest.param("accumulated", marks=pytest.mark.soak)])
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, case: str) -> None:
     command = torchrun(Path(trainer_ranks.__file__), str(tmp_path), case)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

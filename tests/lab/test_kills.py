@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from armijo_lab.cli import main
 from armijo_lab.results.run_folder import read_run
 from lab import tiny
+from processes import forked
 
 MAIN = [sys.executable, "-c", "from armijo_lab.cli import main; main()"]
 # 20 rows in batches of 2, 12 epochs: 120 steps, a checkpoint every 10, an evaluation and perhaps a model every 10.
@@ -52,7 +54,7 @@ MEASURED = ("seconds", "peak_memory")
 """What is measured and not computed: times, and the peak memory of the process that came last."""
 
 
-def _start(arguments: list[str], folder: Path, **keywords: Any) -> subprocess.Popen[bytes]:
+def _start(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*MAIN, *arguments],
@@ -60,14 +62,16 @@ def _start(arguments: list[str], folder: Path, **keywords: Any) -> subprocess.Po
         env=surroundings,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        **keywords,
     )
 
 
-def _finish(arguments: list[str], folder: Path, **keywords: Any) -> tuple[int, str]:
-    process = _start(arguments, folder, **keywords)
-    _, said = process.communicate(timeout=300)
-    return process.returncode, said.decode()
+def _finish(arguments: list[str], folder: Path, limit: Callable[[], None] = lambda: None) -> tuple[int, str]:
+    def run(given: list[str]) -> None:
+        limit()
+        main(given)
+
+    done = forked(run, *arguments, cwd=folder)
+    return done.returncode, done.stderr
 
 
 def _outcome(folder: Path) -> Any:
@@ -156,7 +160,11 @@ def _after_records(number: int) -> Callable[[subprocess.Popen[bytes], Path], Non
     return wait
 
 
-@pytest.mark.parametrize("wait", [_in_mid_write(CHECKPOINT, 5), _after_records(65)], ids=["in mid-write", "between"])
+@pytest.mark.parametrize(
+    "wait",
+    [_in_mid_write(CHECKPOINT, 5), pytest.param(_after_records(65), marks=pytest.mark.soak)],
+    ids=["in mid-write", "between"],
+)
 def test_a_killed_run_is_resumed_to_the_last_bit(whole: tuple[Path, float], wait: Any, tally: Any) -> None:
     assert _kill_and_resume(whole[0], "killed", wait) == "resumed"
     tally("kills of the command survived")
@@ -184,7 +192,7 @@ def test_a_full_disk_is_a_sentence_and_the_checkpoint_before_is_intact(whole: tu
     def limit() -> None:  # the first checkpoint has no moments yet and still fits
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 
-    code, said = _finish(ARGUMENTS, folder, preexec_fn=limit)
+    code, said = _finish(ARGUMENTS, folder, limit=limit)
     assert code == 1, said
     assert "The checkpoint of step 10 could not be written" in said
     assert "the one before it is intact: make room and continue. Continue with: armijo finetune --resume run" in said
@@ -203,7 +211,7 @@ def test_a_disk_too_full_for_the_first_checkpoint_is_told_to_start_again(whole: 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
-    code, said = _finish(ARGUMENTS, folder, preexec_fn=limit)
+    code, said = _finish(ARGUMENTS, folder, limit=limit)
     assert code == 1, said
     assert "The checkpoint of step 0 could not be written" in said
     assert "start again" in said

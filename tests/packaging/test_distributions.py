@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# One process makes the clean environment, which takes a minute.
-pytestmark = [pytest.mark.heavy, pytest.mark.xdist_group("clean environment")]
+pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,7 +56,14 @@ def test_the_source_distribution_holds_what_its_tests_need(built: dict[str, Path
     assert {"README.md", "LICENSE", "CHANGELOG.md", "constraints.txt"} <= names
 
 
-def test_the_library_alone_runs_and_is_quick_to_import(clean: Path) -> None:
+def test_in_a_clean_environment(clean: Path) -> None:
+    """One test, because the environment takes a minute and each process that runs tests would make its own."""
+    _the_library_alone_runs_and_is_quick_to_import(clean)
+    _the_command_without_its_extra_says_what_to_install(clean)
+    _an_integration_without_its_framework_is_an_import_error_that_names_it(clean)
+
+
+def _the_library_alone_runs_and_is_quick_to_import(clean: Path) -> None:
     installed = run(clean, "-m", "pip", "list", "--format=freeze", folder=clean.parent).lower()
     assert not [name for name in ("transformers", "typer", "numpy", "pandas") if f"\n{name}==" in installed]
     program = """
@@ -75,14 +81,14 @@ assert last < first / 10, (first, last)
     assert min(float(run(clean, "-c", program, folder=clean.parent)) for _ in range(3)) < 0.5
 
 
-def test_the_command_without_its_extra_says_what_to_install(clean: Path) -> None:
+def _the_command_without_its_extra_says_what_to_install(clean: Path) -> None:
     done = subprocess.run([clean.parent / "armijo", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "pip install 'armijo[lab]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_integration_without_its_framework_is_an_import_error_that_names_it(clean: Path) -> None:
+def _an_integration_without_its_framework_is_an_import_error_that_names_it(clean: Path) -> None:
     for framework in ("transformers", "lightning"):
         module = f"armijo.integrations.{framework}"
         done = subprocess.run([clean, "-c", f"import {module}"], capture_output=True, text=True, check=False)
