@@ -15,7 +15,7 @@ test: $(INSTALLED)
 test-integrations: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist worksteal -m heavy
 
-# The long part of the tests: kills, generated files, 20,000 steps; under half an hour on two cores.
+# The long part of the tests: kills, generated files, 20,000 steps, 200 runs of two ranks; more than half an hour.
 soak: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist worksteal -m soak
 

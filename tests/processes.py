@@ -65,20 +65,24 @@ def _become(run: Callable[[list[str]], object], arguments: list[str], out: int, 
     try:
         os.dup2(out, 1)
         os.dup2(said, 2)
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
-        sys.stdin = open(os.devnull)  # noqa: SIM115
-        logging.root.handlers.clear()  # pytest's
-        warnings.resetwarnings()
-        sys.argv = ["armijo", *arguments]
+        with open(1, "w", closefd=False) as printed, open(2, "w", closefd=False) as error, open(os.devnull) as nothing:
+            sys.stdout, sys.stderr, sys.stdin = printed, error, nothing
+            code = _exit_code(run, arguments, cwd)
+    finally:
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _exit_code(run: Callable[[list[str]], object], arguments: list[str], cwd: Path | None) -> object:
+    logging.root.handlers.clear()  # pytest's
+    warnings.resetwarnings()
+    sys.argv = ["armijo", *arguments]
+    try:
         os.chdir(cwd or ".")
-        code = run(arguments) or 0
+        return run(arguments) or 0
     except SystemExit as end:
-        code = 0 if end.code is None else end.code
-        if isinstance(code, str):
-            sys.stderr.write(f"{code}\n")
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+        return 0 if end.code is None else end.code
     except BaseException:
         traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        return 1

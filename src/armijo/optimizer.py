@@ -145,7 +145,8 @@ class LineSearch(Optimizer):
             defaults |= names
         super().__init__(params, defaults | _OWN_MEMORY)
         self._start_observing()
-        warn_about_learning_rate(self.param_groups)
+        # A scheduler hands on the lr from here, of which one warning is enough.
+        self._warned_of_schedulers = warn_about_learning_rate(self.param_groups)
 
     @property
     def components(self) -> tuple[Component, ...]:

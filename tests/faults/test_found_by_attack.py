@@ -68,7 +68,10 @@ def test_a_cycle_leaves_a_component_whose_search_failed_where_it_is() -> None:
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     groups = [{"params": [a], "component": "a"}, {"params": [b], "component": "b"}]
     optimizer = armijo.PLASLS(groups, selection=armijo.Cycle(joint_steps=0))
-    closure = lambda: (a**2).sum() + 2 * (b**2).sum().detach() - (b**2).sum()  # noqa: E731
+
+    def closure() -> torch.Tensor:
+        return (a**2).sum() + 2 * (b**2).sum().detach() - (b**2).sum()
+
     optimizer.step(closure)
     optimizer.step(closure)
     assert statuses(optimizer) == ["unsearched", "exhausted"]

@@ -51,8 +51,8 @@ def _soak(kind: Any, steps: int, tally: Any) -> None:
 
 @pytest.mark.no_cover
 @every("kind", RECOMMENDED, ids=name_of)
-def test_a_run_of_some_hundred_steps_stays_flat(kind: Any, tally: Any) -> None:
-    _soak(kind, 300, tally)
+def test_a_run_of_a_thousand_steps_stays_flat(kind: Any, tally: Any) -> None:
+    _soak(kind, 1000, tally)
 
 
 @pytest.mark.soak

@@ -62,20 +62,20 @@ def rosenbrock() -> tuple[nn.Module, list[Callable[[], torch.Tensor]]]:
     model = nn.ParameterDict(
         {name: nn.Parameter(torch.tensor(v, dtype=torch.float64)) for name, v in [("x", -1.2), ("y", 1.0)]}
     )
-    return model, [lambda: (1 - model["x"]) ** 2 + 100 * (model["y"] - model["x"] ** 2) ** 2] * 30
+    return model, [lambda: (1 - model["x"]) ** 2 + 100 * (model["y"] - model["x"] ** 2) ** 2] * 60
 
 
 def regression() -> tuple[nn.Module, list[Callable[[], torch.Tensor]]]:
     """Mini-batches of a logistic regression with one hidden layer."""
     model = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 3))
-    data = [(torch.randn(32, 10), torch.randint(3, (32,))) for _ in range(30)]
+    data = [(torch.randn(32, 10), torch.randint(3, (32,))) for _ in range(60)]
     return model, [lambda x=x, y=y: functional.cross_entropy(model(x), y) for x, y in data]
 
 
 def encoder() -> tuple[nn.Module, list[Callable[[], torch.Tensor]]]:
     """A small encoder in training mode."""
     model = Net()
-    data = [(torch.randint(20, (16, 7)), torch.randint(3, (16,))) for _ in range(20)]
+    data = [(torch.randint(20, (16, 7)), torch.randint(3, (16,))) for _ in range(40)]
     return model, [lambda x=x, y=y: functional.cross_entropy(model(x), y) for x, y in data]
 
 
@@ -85,7 +85,7 @@ def minilm(folder: str) -> tuple[nn.Module, list[Callable[[], torch.Tensor]]]:
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).float()
     model.train()
-    data = [(torch.randint(1000, 20000, (8, 12)), torch.randint(3, (8,))) for _ in range(3)]
+    data = [(torch.randint(1000, 20000, (8, 12)), torch.randint(3, (8,))) for _ in range(4)]
     return model, [lambda x=x, y=y: model(input_ids=x, labels=y).loss for x, y in data]
 
 

@@ -123,7 +123,7 @@ def _run_backward(optimizer: LineSearch, objective: Objective, closure: Closure,
             if not ran_backward:
                 interrupts.interruptible(loss.backward)()
                 guard.check(gradients=False)
-            elif not objective.reduction.groups:
+            elif not objective.reduction.groups:  # DistributedDataParallel allows one backward pass for a forward
                 _take_gradients_of(loss, parameters, interrupts)
         return ran_backward
     except BaseException:
