@@ -80,8 +80,8 @@ class LineSearch(Optimizer):
     Attributes:
         report: what the last step did, a `StepReport`; None before the first step.
         components: the components as they are now.
-        param_groups: each group holds "step_size" (η as last used), "component" (its label), and what the parts
-            remember.
+        param_groups: each group holds "step_size" (η as last used), "component" (its label), "failed_searches" (how
+            many of its searches have failed since one that did not), and what the parts remember.
 
     Examples:
         >>> import torch, armijo

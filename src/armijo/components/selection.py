@@ -1,7 +1,8 @@
 """Selections: which components are searched at a step.
 
 A *block* is a tuple of places that one search moves together, with one scalar over given ratios; every place outside
-the block stays at the current parameters meanwhile. Components in no block move with the step size they have.
+the block stays at the current parameters meanwhile. Components in no block move with the step size they have,
+unless their last search failed: then they stay.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class EachAlone(_AfterJointSteps):
 
 @dataclass(frozen=True)
 class Every(Selection):
-    """Search at every m-th step only, the first included; between searches all move with the step size they have.
+    """Search at every m-th step only, the first included; between searches all move with the step size they have,
+    or stay if their last search failed.
 
     The moves between searches are not tested by any trial. The guess is asked at every step, so with `Growth` the
     step size grows between searches too.

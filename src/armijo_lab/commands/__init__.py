@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def new_folder(kind: str) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def writing(what: str, remedy: str) -> Iterator[None]:
+    """Turn what the file system refuses into a sentence: `what`, the reason, `remedy`.
+
+    Raises:
+        BadInputError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise BadInputError(f"{what} ({reason}); {remedy}.") from error
+
+
 def prepare_output(folder: Path) -> None:
     """Make sure that `folder` holds nothing of another run and can be made and written to; it is left as it was.
 
@@ -54,16 +69,12 @@ def prepare_output(folder: Path) -> None:
 
     missing: list[Path] = []
     try:
-        refuse_used(folder)
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise BadInputError(
-            f"The output folder {folder} cannot be written to ({reason}); name another with --output."
-        ) from error
+        with writing(f"The output folder {folder} cannot be written to", "name another with --output"):
+            refuse_used(folder)
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     finally:
         for path in missing:
             with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from armijo_lab.commands import options
+from armijo_lab.commands import options, writing
 from armijo_lab.errors import BadInputError
 from armijo_lab.names import counted, visible
 from armijo_lab.tasks import Split
@@ -336,26 +336,16 @@ def _check_output(output: Path, file: Path | None, form: Format | None) -> None:
         raise BadInputError(f"--output and --file are both {file}; the texts would be overwritten. Name another file.")
     if output.exists():
         raise BadInputError(f"There is a file {output} already; name another with --output, or remove that one first.")
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise BadInputError(
-            f"The folder {output.parent} cannot be written to ({reason}); name a file in another with --output."
-        ) from error
+    what = f"The folder {output.parent} cannot be written to"
+    with writing(what, "name a file in another with --output"), tempfile.TemporaryFile(dir=output.parent):
+        pass
 
 
 def _write(output: Path, text: str) -> None:
     from armijo_lab.results import run_folder
 
-    try:
+    with writing(f"The predictions could not be written to {output}", "make room, or name another file"):
         run_folder.write_text(output, text)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise BadInputError(
-            f"The predictions could not be written to {output} ({reason}); make room, or name another file."
-        ) from error
 
 
 def _asked(
