@@ -142,10 +142,9 @@ class EachAlone(_AfterJointSteps):
 
 @dataclass(frozen=True)
 class Every(Selection):
-    """Search at every m-th step only, the first included; between searches all move with the step size they have,
-    or stay if their last search failed.
+    """Search at every m-th step only, the first included; between searches all move with the step size they have.
 
-    The moves between searches are not tested by any trial. The guess is asked at every step, so with `Growth` the
+    A component whose last search failed stays until one succeeds. The moves between searches are not tested by any trial. The guess is asked at every step, so with `Growth` the
     step size grows between searches too.
 
     Args:
