@@ -144,8 +144,8 @@ class EachAlone(_AfterJointSteps):
 class Every(Selection):
     """Search at every m-th step only, the first included; between searches all move with the step size they have.
 
-    A component whose last search failed stays until one succeeds. The moves between searches are not tested by any trial. The guess is asked at every step, so with `Growth` the
-    step size grows between searches too.
+    A component whose last search failed stays until one succeeds. The moves between searches are not tested by any
+    trial. The guess is asked at every step, so with `Growth` the step size grows between searches too.
 
     Args:
         steps: m ≥ 1, from one search to the next.
