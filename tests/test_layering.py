@@ -54,6 +54,7 @@ LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
             "armijo.components",
             "armijo.evaluation",
             "armijo.directions",
+            "armijo.snapshot",
             "armijo.observers.report",
             "armijo.observers.health",
             "armijo.step",

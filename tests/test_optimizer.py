@@ -298,6 +298,25 @@ def test_lazy_modules_are_told_to_run_once() -> None:
     optimizer.step(lambda: model(torch.ones(2, 4)).square().sum())
 
 
+def test_a_recorded_objective_keeps_its_gradients_through_the_trials_and_is_not_told_that_it_ran_backward(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    weight, seen = nn.Parameter(torch.ones(3)), []
+    optimizer, objective = armijo.AdamSLS([weight]), armijo.Objective()
+
+    def closure() -> torch.Tensor:
+        seen.append(None if weight.grad is None else weight.grad.clone())
+        return weight.square().sum()
+
+    objective.baseline(closure).backward()
+    with caplog.at_level(logging.WARNING, "armijo"):
+        optimizer.step(objective)
+    assert seen[0] is None
+    assert len(seen) == optimizer.report.forwards > 1
+    assert all(torch.equal(grad, torch.full((3,), 2.0)) for grad in seen[1:])
+    assert not caplog.records
+
+
 def test_a_forgotten_backward_is_told_so() -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = armijo.AdamSLS([weight])

@@ -10,6 +10,7 @@ Examples:
 
 from armijo import paper
 from armijo.components.merging import Merge, MergeNeighbours, MergeSmallest, Merging, NeverMerge
+from armijo.components.on_demand import OnDemand
 from armijo.components.partition import ByLabel, Component, Partition, Together
 from armijo.components.selection import Cycle, EachAlone, Every, Jointly, Selection
 from armijo.components.splitting import split
@@ -79,6 +80,7 @@ __all__ = [
     "MissingClosureError",
     "NeverMerge",
     "Objective",
+    "OnDemand",
     "Outcome",
     "PaperBacktracking",
     "Partition",

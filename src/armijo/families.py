@@ -12,12 +12,18 @@ __all__ = ["check_part", "is_number", "is_whole"]
 _FAMILIES = {
     "direction": (
         "armijo.Direction",
-        ("defaults", "validate", "moments", "search_direction", "update", "record_step", "probes"),
+        (
+            *("defaults", "validate", "moments", "search_direction", "update", "record_step", "probes"),
+            *("updates_along_search", "kernel"),
+        ),
     ),
-    "search": ("armijo.Search", ("initial_step_size", "defaults", "first_step_size", "search", "without_search")),
+    "search": (
+        "armijo.Search",
+        ("initial_step_size", "defaults", "first_step_size", "expected_step_size", "search", "without_search"),
+    ),
     "criterion": ("armijo.Criterion", ("defaults", "violation", "remember")),
-    "guess": ("armijo.Guess", ("initial_step_size", "defaults", "next", "remember")),
-    "selection": ("armijo.Selection", ("defaults", "blocks", "remember", "merged", "moved_before")),
+    "guess": ("armijo.Guess", ("initial_step_size", "defaults", "next", "expected", "remember")),
+    "selection": ("armijo.Selection", ("defaults", "due", "blocks", "remember", "merged", "moved_before")),
     "merging": ("armijo.Merging", ("defaults", "propose")),
     "partition": ("armijo.Partition", ("components",)),
 }

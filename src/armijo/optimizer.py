@@ -27,6 +27,7 @@ from armijo.observers.report import Observer, StepReport
 from armijo.search.backtracking import Backtracking
 from armijo.search.base import Search
 from armijo.search.memory import Memory, combine_memory, copy_memory
+from armijo.snapshot import Copies
 from armijo.step.guards import BetweenStepsWatch, parameters_of
 from armijo.step.lines import fresh_state
 from armijo.step.step import take_step
@@ -267,6 +268,7 @@ class LineSearch(Optimizer):
         self._warned_of_schedulers = False
         self._differentiates = False
         self._watch = BetweenStepsWatch()
+        self._copies = Copies()
         self._reduction = ALONE
         self._observers: OrderedDict[int, Observer] = OrderedDict()  # a plain dict takes no weak reference
         self.register_observer(HealthMonitor(maximize=self.param_groups[0]["maximize"]))

@@ -2,31 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
+from typing import Protocol
 
 import torch
 
-__all__ = ["Snapshot"]
+__all__ = ["Copies", "Ray", "Snapshot"]
 
 Tensors = list[torch.Tensor]
 
 
+class Ray(Protocol):
+    """The points w₀ - η·v of some parameters; v need not lie in memory."""
+
+    def move(self, parameters: Tensors, start: Tensors, step_size: float, at: float | None) -> None:
+        """Write w₀ - η·v into the parameters.
+
+        Args:
+            parameters: the parameters.
+            start: w₀.
+            step_size: η, finite, not 0.
+            at: the step size at which the parameters are now along v, 0 at w₀; None if they are elsewhere.
+        """
+        ...
+
+
+class Foreseeing(Ray, Protocol):
+    """A ray that computes its slope, and can move on the way."""
+
+    def slopes_ahead(self, parameters: Tensors, start: Tensors, step_size: float) -> list[tuple[int, torch.Tensor]]:
+        """The terms of ⟨g, d⟩. On the way w₀ is copied to `start`, and the parameters move to w₀ - η·d.
+
+        If it raises, the parameters are at w₀.
+        """
+        ...
+
+
+class Copies:
+    """Memory for copies of parameters, kept from step to step on the CPU.
+
+    Fresh memory costs a CPU more than the copy itself, one page fault after the other. Other devices have an allocator
+    that keeps what is freed.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[object, Tensors] = {}
+
+    def take(self, like: torch.Tensor) -> torch.Tensor:
+        """An uninitialized tensor of the same kind and shape."""
+        free = self._free.get(_kind(like))
+        return free.pop() if free else torch.empty_like(like)
+
+    def give_back(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Keep tensors that `take` has returned for its next calls."""
+        for tensor in tensors:
+            if tensor.device.type == "cpu":
+                self._free.setdefault(_kind(tensor), []).append(tensor)
+
+
+def _kind(tensor: torch.Tensor) -> object:
+    return tensor.dtype, tensor.device, tensor.shape
+
+
 class Snapshot:
-    """w₀ of the parameters under search, by place; leaving the context puts them back, bit for bit.
+    """w₀ of the parameters under search, in sets; leaving the context puts them back, bit for bit, unless kept.
 
     Parameters are written in place and restored by copying: adding a step back would leave about one entry in a
     hundred off by a rounding error.
 
     Args:
-        parameters: the parameters of each place. Memory: one copy of them.
+        copies: where the memory comes from: one copy of all that is saved.
     """
 
-    def __init__(self, parameters: Mapping[int, Tensors]) -> None:
-        self._parameters = {place: tensors for place, tensors in parameters.items() if tensors}
-        self._start = {place: [p.detach().clone() for p in tensors] for place, tensors in self._parameters.items()}
-        self._moved: set[int] = set()
-        self._closed = False
+    def __init__(self, copies: Copies | None = None) -> None:
+        self._copies = copies or Copies()
+        self._parameters: dict[int, Tensors] = {}
+        self._start: dict[int, Tensors] = {}
+        self._at: dict[int, tuple[Ray, float]] = {}
 
     def __enter__(self) -> Snapshot:
         return self
@@ -35,37 +88,72 @@ class Snapshot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
-        self._closed = True
+        for start in self._start.values():
+            self._copies.give_back(start)
+        self._start.clear()
+        self._parameters.clear()
 
     @torch.no_grad()
-    def move(self, moves: Mapping[int, tuple[float, Tensors]]) -> None:
-        """Put each place at w₀ - η·v; a place that is not named goes to w₀.
+    def save(self, parameters: Mapping[int, Tensors]) -> None:
+        """Copy the sets that are not saved yet; they must be at w₀.
 
         Args:
-            moves: for each place to move, η (finite) and a vector v for each of its parameters, of the same shapes.
-
-        Raises:
-            RuntimeError: the search is over.
+            parameters: each set by a number, its key.
         """
-        if self._closed:
-            raise RuntimeError("evaluate() was called after its search; a search evaluates before it returns.")
-        self.restore()
-        for place, (step_size, vectors) in moves.items():
-            if place in self._parameters and step_size != 0:
-                self._moved.add(place)
-                torch._foreach_add_(self._parameters[place], vectors, alpha=-step_size)
+        for key, tensors in parameters.items():
+            if key not in self._start:
+                start = [self._copies.take(p.detach()) for p in tensors]
+                if tensors:
+                    torch._foreach_copy_(start, tensors)
+                self._parameters[key], self._start[key] = tensors, start
+
+    @torch.no_grad()
+    def move(self, moves: Mapping[int, tuple[float, Ray]]) -> None:
+        """Put each saved set at w₀ - η·v; one that is not named goes to w₀.
+
+        Args:
+            moves: for each set to move, η (finite) and its ray.
+        """
+        self.restore(key for key in tuple(self._at) if key not in moves)
+        for key, (step_size, ray) in moves.items():
+            if step_size == 0:
+                self.restore([key])
+            elif self._parameters[key]:
+                on, at = self._at.get(key, (ray, 0.0))
+                self._at[key] = ray, step_size
+                if on is not ray or at != step_size:
+                    ray.move(self._parameters[key], self._start[key], step_size, at if on is ray else None)
+
+    def move_ahead(
+        self, key: int, parameters: Tensors, step_size: float, ray: Foreseeing
+    ) -> list[tuple[int, torch.Tensor]]:
+        """Save a set and put it at w₀ - η·d while its slope is computed; returns the terms of the slope."""
+        start = [self._copies.take(p.detach()) for p in parameters]
+        terms = ray.slopes_ahead(parameters, start, step_size)
+        self._parameters[key], self._start[key] = parameters, start
+        if parameters:
+            self._at[key] = ray, step_size
+        return terms
+
+    def is_at(self, key: int, step_size: float, ray: Ray) -> bool:
+        """Whether the set is where `move` has put it with this step size on this ray."""
+        return key in self._at and self._at[key][0] is ray and self._at[key][1] == step_size
 
     def differs(self) -> bool:
         """Whether a parameter is somewhere else than at w₀."""
         return any(
             not torch.equal(parameter, start)
-            for place in self._moved
-            for parameter, start in zip(self._parameters[place], self._start[place], strict=True)
+            for key in self._at
+            for parameter, start in zip(self._parameters[key], self._start[key], strict=True)
         )
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put every place back to w₀."""
-        for place in tuple(self._moved):
-            torch._foreach_copy_(self._parameters[place], self._start[place])
-            self._moved.discard(place)
+    def restore(self, keys: Iterable[int] | None = None) -> None:
+        """Put sets back to w₀, by default all."""
+        for key in tuple(self._at) if keys is None else keys:
+            if self._at.pop(key, None):
+                torch._foreach_copy_(self._parameters[key], self._start[key])
+
+    def keep(self, key: int) -> None:
+        """Leave a set where it is."""
+        self._at.pop(key, None)

@@ -37,6 +37,8 @@ SELECTIONS = [
     armijo.EachAlone(0),
     armijo.Every(3),
     armijo.Every(2, armijo.Cycle(1)),
+    armijo.OnDemand(4),
+    armijo.OnDemand(2, 0, selection=armijo.EachAlone(0)),
 ]
 MERGINGS = [
     armijo.NeverMerge(),

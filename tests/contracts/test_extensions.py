@@ -821,6 +821,9 @@ def test_memory_may_be_written_in_every_way_of_a_dict() -> None:
     assert memory.setdefault("d", 9) == 3
     assert memory.setdefault("new", 5) == 5
     assert memory.written == {"a": 1, "b": [1, 2], "c": 3, "new": 5}
+    memory = ScratchMemory({"a": [3, 4], "b": [3, 4]})
+    memory["a"][1] = 0
+    assert memory.written == {"a": [3, 0]}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import armijo
 from armijo.components.merging import MergeNeighbours, MergeSmallest
 from armijo.components.selection import Cycle, Every
 from armijo.errors import ConfigurationError
@@ -16,7 +17,7 @@ from armijo.search.base import Search
 from armijo.search.bracketing import Bracketing
 from armijo.search.criteria import Armijo, Goldstein
 from armijo.search.guesses import Growth
-from armijo.search.values import Line, Outcome, Status, Trial
+from armijo.search.values import Line, Outcome, SearchResult, Status, Trial
 from contracts.extensions import AloneThenTogether, NonMonotoneArmijo, OnDemand, SmoothedArmijo
 from contracts.members import CRITERIA, GUESSES, MERGINGS, PARTITIONS, SEARCHES, SELECTIONS
 
@@ -183,6 +184,39 @@ def test_searches_refuse_numbers_out_of_range(kind: Any, bad: dict[str, float]) 
         kind(**bad)
 
 
+def test_bracketing_lengthens_then_bisects_on_the_logarithm() -> None:
+    # Too short below 3, too long above 5: 1, 4, 16, then between.
+    class Between(Armijo):
+        two_sided = True
+
+        def violation(self, line: Line, trial: Trial, memory: Any) -> float:
+            return -1.0 if trial.step_size < 3 else float(trial.step_size > 5)
+
+    def tried(first: float, factor: float) -> list[float]:
+        _, trials = run(Bracketing(Between(), factor=factor), Line(1.0, 1.0), first, lambda step_size: 0.5)
+        return [trial.step_size for trial in trials]
+
+    assert tried(1.0, 4.0) == [1.0, 4.0]
+    assert tried(1.0, 16.0) == [1.0, 16.0, 4.0]
+    assert tried(64.0, 32.0) == [64.0, 2.0, math.sqrt(128.0), math.sqrt(2.0 * math.sqrt(128.0))]
+
+
+def test_a_criterion_that_is_not_derived_is_one_sided() -> None:
+    class Duck:
+        def defaults(self) -> dict[str, Any]:
+            return {}
+
+        def violation(self, line: Line, trial: Trial, memory: Any) -> float:
+            return 0.0
+
+        def remember(self, line: Line, trial: Trial | None, memory: Any) -> None:
+            return
+
+    duck: Any = Duck()
+    outcome, _ = run(Backtracking(duck), Line(1.0, 1.0), 0.5, lambda step_size: 0.5)
+    assert outcome == Outcome(0.5, Status.ACCEPTED, 0.5)
+
+
 def test_bracketing_refuses_numbers_out_of_range() -> None:
     for bad in ({"factor": 1.0}, {"factor": math.inf}, {"max_trials": 0}):
         with pytest.raises(ConfigurationError):
@@ -230,10 +264,72 @@ def test_the_cycle_starts_with_the_first_component_after_the_joint_steps() -> No
 
 def test_a_selection_within_every_few_steps_sees_the_searches_alone() -> None:
     selection, memory = Every(2, Cycle(1)), Cycle().defaults()
-    seen = [selection.blocks([Line(1.0, 1.0)] * 2, step, memory) for step in range(7)]
-    assert seen == [((0, 1),), (), ((0,),), (), ((1,),), (), ((0,),)]
+    lines, seen = [Line(1.0, 1.0)] * 2, []
+    for step in range(7):
+        due = selection.due(lambda: 1.0, step, memory)
+        seen.append(selection.blocks(lines, step, memory) if due else None)
+    assert seen == [((0, 1),), None, ((0,),), None, ((1,),), None, ((0,),)]
     with pytest.raises(ConfigurationError, match="cannot count steps"):
         Every(0)
+
+
+def a_search(loss: float, trials: int = 1, ratio: float = 0.5) -> SearchResult:
+    """A search of slope 1 that accepted the step size 1, with this gain ratio, after some trials."""
+    tried = (*(Trial(2.0, loss) for _ in range(trials - 1)), Trial(1.0, loss - ratio))
+    return SearchResult((0,), Line(loss, 1.0), 1.0, Outcome(1.0, Status.ACCEPTED, loss - ratio), tried)
+
+
+def searched_at(selection: armijo.OnDemand, results: Callable[[int], SearchResult], steps: int) -> list[int]:
+    """The steps at which the selection searches, each with what `results` says of it."""
+    memory, seen = selection.defaults(), []
+    for step in range(steps):
+        found = results(step)
+        due = selection.due(lambda found=found: found.line.loss, step, memory)
+        selection.remember([found] if due else [], step, memory)
+        if due:
+            assert selection.blocks([Line(1.0, 1.0)] * 2, step, memory) == ((0, 1),)
+            seen.append(step)
+    return seen
+
+
+def test_on_demand_waits_twice_as_long_while_first_trials_are_accepted() -> None:
+    seen = searched_at(armijo.OnDemand(8, always=3), lambda step: a_search(1.0), 50)
+    assert seen == [0, 1, 2, 10, 18, 26, 34, 42]
+    assert searched_at(armijo.OnDemand(8, always=0), lambda step: a_search(1.0), 31) == [0, 2, 6, 14, 22, 30]
+    assert searched_at(armijo.OnDemand(1, always=0), lambda step: a_search(1.0), 5) == [0, 1, 2, 3, 4]
+
+
+def test_on_demand_searches_more_often_after_a_rejection_and_after_a_drop_of_the_gain_ratio() -> None:
+    for found in (a_search(1.0, trials=2), a_search(1.0, ratio=0.2)):
+        seen = searched_at(armijo.OnDemand(8, 0), lambda step, found=found: found if step == 14 else a_search(1.0), 40)
+        assert seen == [0, 2, 6, 14, 18, 26, 34]
+    rejected = searched_at(armijo.OnDemand(8, 0), lambda step: a_search(1.0, trials=2), 6)
+    assert rejected == [0, 1, 2, 3, 4, 5]
+
+
+def test_on_demand_searches_where_the_loss_surprises() -> None:
+    def losses(step: int) -> SearchResult:
+        return a_search(5.0 if step == 17 else 1.0 + 0.1 * (-1) ** step)
+
+    assert searched_at(armijo.OnDemand(8, 5), losses, 32) == [0, 1, 2, 3, 4, 12, 17, 25]
+    assert searched_at(armijo.OnDemand(8, 5, surprise=1e9), losses, 32) == [0, 1, 2, 3, 4, 12, 20, 28]
+
+
+@every(
+    "arguments",
+    [
+        {"every": 0},
+        {"every": 1.5},
+        {"always": -1},
+        {"surprise": 0.0},
+        {"surprise": "much"},
+        {"selection": armijo.Jointly},
+    ],
+    ids=str,
+)
+def test_on_demand_refuses_what_it_cannot_count(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        armijo.OnDemand(**arguments)
 
 
 @every("merging", MERGINGS, ids=named)

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import armijo
+from armijo.directions.kernel import StoredVectors
 from armijo.evaluation.rng import RandomState
-from armijo.snapshot import Snapshot
+from armijo.snapshot import Copies, Snapshot
 
 
 class Codebook(nn.Module):
@@ -197,8 +198,9 @@ def test_a_trial_keeps_no_graph_and_sees_the_moved_parameters() -> None:
 
     objective = armijo.Objective()
     objective.baseline(closure)
-    with Snapshot({0: [weight]}) as snapshot:
-        snapshot.move({0: (0.5, [torch.ones(1)])})
+    with torch.no_grad(), Snapshot() as snapshot:
+        snapshot.save({0: [weight]})
+        snapshot.move({0: (0.5, StoredVectors([torch.ones(1)]))})
         assert objective.trial() == 2.25
     assert weight.item() == 2.0
     assert grad_modes == [True, False]
@@ -286,14 +288,40 @@ def test_a_baseline_that_fails_leaves_generators_and_buffers() -> None:
 def test_a_snapshot_restores_to_the_last_bit_and_moves_only_what_is_named() -> None:
     parameters = [torch.randn(50), torch.randn(50)]
     start = [p.clone() for p in parameters]
-    directions = [torch.randn(50), torch.randn(50)]
-    with Snapshot({place: [p] for place, p in enumerate(parameters)}) as snapshot:
-        snapshot.move({0: (0.1, [directions[0]]), 1: (0.3, [directions[1]])})
-        assert torch.allclose(parameters[0], start[0] - 0.1 * directions[0])
-        snapshot.move({1: (0.2, [directions[1]])})
+    directions = [torch.randn(50), torch.randn(50), torch.randn(50)]
+    first, second, other = (StoredVectors([direction]) for direction in directions)
+    with Snapshot() as snapshot:
+        snapshot.save({key: [p] for key, p in enumerate(parameters)})
+        snapshot.move({0: (0.1, first), 1: (0.3, second)})
+        assert torch.equal(parameters[0], start[0].add(directions[0], alpha=-0.1))
+        snapshot.move({1: (0.2, second)})
         assert torch.equal(parameters[0], start[0])
-        assert torch.allclose(parameters[1], start[1] - 0.2 * directions[1])
+        assert torch.equal(parameters[1], start[1].add(directions[1], alpha=-0.2))
+        snapshot.move({1: (0.2, other)})
+        assert torch.equal(parameters[1], start[1].add(directions[2], alpha=-0.2))
     assert all(torch.equal(p, s) for p, s in zip(parameters, start, strict=True))
+
+
+def test_a_snapshot_keeps_what_it_is_told_to_keep_and_uses_its_memory_again() -> None:
+    copies, directions = Copies(), [torch.randn(50), torch.randn(50)]
+    parameters = [torch.randn(50), torch.randn(50)]
+    rays = [StoredVectors([direction]) for direction in directions]
+    memory = set()
+    for step in range(3):
+        start = [p.clone() for p in parameters]
+        with Snapshot(copies) as snapshot:
+            snapshot.save({key: [p] for key, p in enumerate(parameters)})
+            memory |= {tensor.data_ptr() for saved in snapshot._start.values() for tensor in saved}
+            snapshot.move({key: (0.5, ray) for key, ray in enumerate(rays)})
+            assert snapshot.is_at(0, 0.5, rays[0])
+            assert not snapshot.is_at(0, 0.4, rays[0])
+            assert not snapshot.is_at(0, 0.5, rays[1])
+            if step:
+                snapshot.keep(0)
+        kept = start[0].add(directions[0], alpha=-0.5) if step else start[0]
+        assert torch.equal(parameters[0], kept)
+        assert torch.equal(parameters[1], start[1])
+    assert len(memory) == 2
 
 
 def test_buffers_handed_in_by_functional_call_are_as_one_forward_leaves_them() -> None:

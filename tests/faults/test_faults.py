@@ -375,11 +375,13 @@ FLAT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @every("kind", RECOMMENDED, ids=name_of)
 @every("selection", [None, armijo.Cycle(0), armijo.EachAlone(0), armijo.Every(2)], ids=repr)
-@every("flat", FLAT.values(), ids=FLAT)
+@every("flat", FLAT)
 @every("weight_decay", [0.0, 0.1])
 def test_what_no_trial_can_test_does_not_move_after_ordinary_steps_either(
-    kind: Any, selection: Any, flat: Any, weight_decay: float
+    kind: Any, selection: Any, flat: str, weight_decay: float
 ) -> None:
+    if flat == "a slope too small to search" and isinstance(selection, armijo.Every):
+        pytest.skip("a step without a search computes no slope")
     problem = Problem(dtype=torch.float64)
     options = {} if selection is None else {"selection": selection}
     optimizer = kind(problem.groups(), weight_decay=weight_decay, **options)
@@ -389,7 +391,7 @@ def test_what_no_trial_can_test_does_not_move_after_ordinary_steps_either(
         before = [p.detach().clone() for p in problem.model.parameters()]
         sizes = [group["step_size"] for group in optimizer.param_groups]
         closure = problem.closure()
-        optimizer.step(lambda closure=closure: flat(closure()))
+        optimizer.step(lambda closure=closure: FLAT[flat](closure()))
         assert set(statuses(optimizer)) == {"skipped"}
         assert optimizer.report.forwards == 1
         assert all(map(torch.equal, before, problem.model.parameters()))

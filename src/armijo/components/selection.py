@@ -8,7 +8,7 @@ unless their last search failed: then they stay.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,9 +29,22 @@ class Selection(Protocol):
         """The numbers that the selection remembers from step to step, with their first values; none by default."""
         return {}
 
+    def due(self, loss: Callable[[], float], step: int, memory: Memory) -> bool:
+        """Whether to search at this step at all. By default True.
+
+        It is asked before anything else is known of the step. Where it says no, `blocks` is not asked, and every
+        component moves with the step size that it used last: the step costs what one of torch's optimizer costs.
+
+        Args:
+            loss: returns f_k(w_k), negated where the optimizer maximizes; the number is fetched if it is called.
+            step: how many steps are finished, ≥ 0.
+            memory: the values of `defaults()`; may be written to.
+        """
+        return True
+
     @abstractmethod
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
-        """The blocks to search at this step, in order; possibly none.
+        """The blocks to search at this step, in order; possibly none. Asked where a search is `due`.
 
         A place may be in several blocks. A later block starts from the step sizes that earlier ones found, and the
         last block that a place is in decides about it: `((0,), (1,), (0, 1))` searches two components alone and then
@@ -155,8 +168,8 @@ class Every(Selection):
         ConfigurationError: if m is less than 1.
 
     Examples:
-        >>> [Every(3).blocks([Line(1.0, 1.0)], step, {}) for step in range(4)]
-        [((0,),), (), (), ((0,),)]
+        >>> [Every(3).due(lambda: 1.0, step, {}) for step in range(4)]
+        [True, False, False, True]
     """
 
     steps: int
@@ -174,9 +187,13 @@ class Every(Selection):
         """What the inner selection remembers."""
         return self.selection.defaults()
 
+    def due(self, loss: Callable[[], float], step: int, memory: Memory) -> bool:
+        """At steps 0, m, 2m, …, if the inner selection agrees."""
+        return step % self.steps == 0 and self.selection.due(loss, step // self.steps, memory)
+
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
-        """The inner selection's blocks at steps 0, m, 2m, …, none at the others."""
-        return () if step % self.steps else self.selection.blocks(lines, step // self.steps, memory)
+        """The inner selection's blocks."""
+        return self.selection.blocks(lines, step // self.steps, memory)
 
     def remember(self, searches: Sequence[SearchResult], step: int, memory: Memory) -> None:
         """Hand the searches on, at the steps that the inner selection sees."""

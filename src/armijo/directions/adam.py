@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
 import torch
 
-from armijo.directions.base import Direction, ParameterState, Tensors
+from armijo.directions.base import Direction, ParameterState, Tensors, inherits
+from armijo.directions.fused import FusedAdamKernel
 from armijo.errors import ConfigurationError
 
 __all__ = ["AdamDirection"]
@@ -26,11 +27,15 @@ class AdamDirection(Direction):
         u = P·m̂      to apply
 
     v includes the current gradient before the search. The momentum stays out of the trial: it belongs to other batches
-    and need not be a direction of descent for this one.
+    and need not be a direction of descent for this one. With β1 = 0 there is none: u = d, the accepted trial is the
+    step, and no m is kept.
 
     Args:
-        betas: (β1, β2), each in [0, 1).
+        betas: (β1, β2), each in [0, 1). Groups may have others; where β1 is 0 here it is 0 in all of them.
         eps: ε ≥ 0.
+        fused: whether to compute by the kernel of `torch.optim.AdamW(fused=True)`, which takes a third of the time and
+            stores no direction. By default for parameters on the CPU in single or double precision; other tensors are
+            left to torch's foreach functions, whose results differ by a rounding error.
 
     Raises:
         ConfigurationError: for values out of range, on construction or in a parameter group.
@@ -41,6 +46,7 @@ class AdamDirection(Direction):
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    fused: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         self.validate(self.defaults())
@@ -55,16 +61,24 @@ class AdamDirection(Direction):
         pair = isinstance(betas, tuple | list) and len(betas) == 2
         if not pair or not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in betas):
             raise ConfigurationError(f"betas is {betas}; both must lie in [0, 1), for instance (0.9, 0.999).")
+        if betas[0] > 0 and not self._has_momentum:
+            raise ConfigurationError(
+                f"betas of a group is {betas}, but the optimizer was built with β1 = 0 and keeps no momentum. Build it "
+                f"with betas={tuple(betas)}; of a scheduler that drives betas, as OneCycleLR does, set "
+                "cycle_momentum=False."
+            )
         eps = group["eps"]
         if not (isinstance(eps, Real) and 0 <= float(eps) < math.inf):
             raise ConfigurationError(f"eps is {eps}; it must be a number of 0 or more, for instance 1e-8.")
 
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`exp_avg` (m) and `exp_avg_sq` (v), named as torch's Adam names them."""
-        return {
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-        }
+        """`exp_avg` (m) and `exp_avg_sq` (v), named as torch's Adam names them; v alone where β1 is 0."""
+        names = ("exp_avg", "exp_avg_sq") if self._has_momentum else ("exp_avg_sq",)
+        return {name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in names}
+
+    @property
+    def _has_momentum(self) -> bool:
+        return self.betas[0] > 0
 
     def search_direction(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
         """The directions d = P·g from β2·v + (1-β2)·g², in new tensors; the moments are only read."""
@@ -82,9 +96,11 @@ class AdamDirection(Direction):
         """Take g into m and v, and return u = P·m̂ in `scratch`."""
         beta1, beta2 = group["betas"]
         steps = [float(state["step"]) for state in states]
-        means = [state["exp_avg"] for state in states]
         squares = [state["exp_avg_sq"] for state in states]
-        torch._foreach_lerp_(means, grads, 1 - beta1)
+        means = grads
+        if self._has_momentum:
+            means = [state["exp_avg"] for state in states]
+            torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
         torch._foreach_copy_(scratch, squares)
@@ -92,6 +108,23 @@ class AdamDirection(Direction):
         torch._foreach_mul_(scratch, means)
         torch._foreach_div_(scratch, [1 - beta1**step for step in steps])
         return scratch
+
+    def updates_along_search(self, group: Mapping[str, Any]) -> bool:
+        """Where β1 is 0, unless a subclass has changed one of them."""
+        return group["betas"][0] == 0 and inherits(self, AdamDirection, "search_direction", "update")
+
+    def kernel(
+        self, parameters: Tensors, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]
+    ) -> FusedAdamKernel | None:
+        """The fused kernel, if it is wanted and takes these tensors; a subclass with other arithmetic has none."""
+        usable = self.fused and inherits(self, AdamDirection, *_FUSED)
+        if not usable or not FusedAdamKernel.takes(parameters, grads, states):
+            return None
+        return FusedAdamKernel(grads, states, group)
+
+
+_FUSED = ("moments", "search_direction", "update", "record_step", "probes", "updates_along_search")
+"""What the fused kernel stands for."""
 
 
 def _precondition_(squares: Tensors, corrections: list[float], eps: float) -> None:

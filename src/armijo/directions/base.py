@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-__all__ = ["Direction", "ParameterState", "Tensors"]
+if TYPE_CHECKING:
+    from armijo.directions.kernel import Kernel
+
+__all__ = ["Direction", "ParameterState", "Tensors", "inherits"]
 
 Tensors = list[torch.Tensor]
 ParameterState = dict[str, Any]
 """`optimizer.state[p]`: "step" (a float32 scalar on the CPU, torch's t) and the moments."""
+
+
+def inherits(part: object, owner: type, *methods: str) -> bool:
+    """Whether the part takes all of the methods as `owner` has them: what `owner` says of them holds for it too."""
+    return all(getattr(type(part), method) is getattr(owner, method) for method in methods)
 
 
 class Direction(Protocol):
@@ -93,3 +101,29 @@ class Direction(Protocol):
             For each name one vector for each state; the names are the same for all groups. None by default.
         """
         return {}
+
+    def updates_along_search(self, group: Mapping[str, Any]) -> bool:
+        """Whether u = d, to the last bit: then an accepted trial is where the step ends, and nothing is moved again.
+
+        Args:
+            group: the parameter group.
+
+        Returns:
+            False by default, which is never wrong.
+        """
+        return False
+
+    def kernel(
+        self, parameters: Tensors, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]
+    ) -> Kernel | None:
+        """The same arithmetic, up to a rounding error, in fewer passes over memory. None by default.
+
+        It takes the place of `search_direction`, `update` and `record_step` for these tensors in this step.
+
+        Args:
+            parameters: the parameters that have a gradient, at least one; not to be changed yet.
+            grads: their gradients; not to be changed.
+            states: their states; not to be changed before the commit. "step" counts the steps before this one.
+            group: the parameter group.
+        """
+        return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from armijo.directions.base import Direction, ParameterState, Tensors
+from armijo.directions.base import Direction, ParameterState, Tensors, inherits
 
 __all__ = ["GradientDirection"]
 
@@ -28,3 +28,7 @@ class GradientDirection(Direction):
     ) -> Tensors:
         """The gradients themselves."""
         return grads
+
+    def updates_along_search(self, group: Mapping[str, Any]) -> bool:
+        """Always, unless a subclass has changed one of them."""
+        return inherits(self, GradientDirection, "search_direction", "update")

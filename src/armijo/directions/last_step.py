@@ -76,6 +76,10 @@ class KeepLastStep(Direction):
             torch._foreach_copy_(last, updates)
             torch._foreach_mul_(last, step_size)
 
+    def updates_along_search(self, group: Mapping[str, Any]) -> bool:
+        """As `direction` does."""
+        return self.direction.updates_along_search(group)
+
     def probes(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
         """Those of `direction`, and `last_step`."""
         return {**self.direction.probes(states, group), "last_step": [state["last_step"] for state in states]}

@@ -158,6 +158,34 @@ class Objective:
             (self._value,) = self.mean_over_ranks(lambda: [self._recorded_value()])
         return self._value
 
+    def value_with(self, compute: Callable[[], Sequence[Sequence[torch.Tensor]]], size: int) -> list[float]:
+        """Fetch `value` and other sums together, with one wait for each device.
+
+        Args:
+            compute: returns lists of scalar tensors of this rank, to be added up.
+            size: how many lists, alike on all ranks.
+
+        Returns:
+            The sum of each list, the mean over the ranks.
+
+        Raises:
+            RankError: another rank has failed.
+        """
+        known = self._value is not None
+
+        def numbers() -> list[float]:
+            losses = [] if known else [forward.loss.detach().reshape(()) for forward in self._forwards]
+            lists = compute()
+            fetched = iter(_fetch([*losses, *(scalar for scalars in lists for scalar in scalars)]))
+            value = sum(forward.weight * next(fetched) for forward in self._forwards) if not known else 0.0
+            # math.fsum raises where infinities of both signs meet; here that is a NaN like any other.
+            return [value, *(sum((next(fetched) for _ in scalars), 0.0) for scalars in lists)]
+
+        value, *sums = self.mean_over_ranks(numbers, 1 + size)
+        if not known:
+            self._value = value
+        return sums
+
     def mean_over_ranks(self, compute: Callable[[], Sequence[float]], size: int = 1) -> list[float]:
         """The mean over the ranks of the numbers that each computes; a failure on one rank raises on all.
 
@@ -295,6 +323,24 @@ class Objective:
             forward.buffers.restore()
         if generators and self._forwards:
             self._forwards[0].random.restore()
+
+
+def _fetch(scalars: Sequence[torch.Tensor]) -> list[float]:
+    """The scalars as floats, with one wait for each device."""
+    places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, scalar in enumerate(scalars):
+        places.setdefault((scalar.device, scalar.dtype), []).append(place)
+    found = [0.0] * len(scalars)
+    devices: dict[torch.device, list[tuple[list[int], torch.Tensor]]] = {}
+    for (device, _), chosen in places.items():
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        stacked = torch.stack([scalars[place] for place in chosen]).to(wide)
+        devices.setdefault(device, []).append((chosen, stacked))
+    for parts in devices.values():
+        numbers = torch.cat([stacked for _, stacked in parts]).tolist()
+        for place, number in zip((place for chosen, _ in parts for place in chosen), numbers, strict=True):
+            found[place] = number
+    return found
 
 
 def _versions(buffers: Buffers) -> tuple[tuple[torch.Tensor, int], ...]:

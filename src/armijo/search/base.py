@@ -46,6 +46,10 @@ class Search(Protocol):
         """
         ...
 
+    def expected_step_size(self, step_size: float, memory: Memory) -> float | None:
+        """What `first_step_size` is going to return, where that does not depend on the line; see `Guess.expected`."""
+        return None
+
     @abstractmethod
     def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
         """Search along a line.
@@ -115,6 +119,10 @@ class CriterionSearch(ABC, Search):
     def first_step_size(self, step_size: float, line: Line, memory: Memory) -> float:
         """The guess's, or `step_size` where the slope is below `least_slope`."""
         return step_size if line.slope < self.least_slope else self.guess.next(step_size, line, memory)
+
+    def expected_step_size(self, step_size: float, memory: Memory) -> float | None:
+        """The guess's."""
+        return self.guess.expected(step_size, memory)
 
     def search(self, line: Line, first: float, evaluate: Evaluate, memory: Memory) -> Outcome:
         """Search along a line, unless there is nothing to search for."""

@@ -18,7 +18,7 @@ from armijo.search.values import Outcome, Status, Trial
 if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
 
-__all__ = ["checked_blocks", "checked_merge", "checked_moved_before", "checked_outcome"]
+__all__ = ["checked_blocks", "checked_due", "checked_merge", "checked_moved_before", "checked_outcome"]
 
 
 def checked_blocks(optimizer: LineSearch, selected: Any, n: int) -> tuple[tuple[int, ...], ...]:
@@ -37,6 +37,13 @@ def checked_blocks(optimizer: LineSearch, selected: Any, n: int) -> tuple[tuple[
                 "least one, and no place occurs twice in it."
             )
     return blocks
+
+
+def checked_due(optimizer: LineSearch, due: Any) -> bool:
+    """A selection's answer whether to search."""
+    if not isinstance(due, bool):
+        raise ConfigurationError(f"{optimizer.selection!r} answered due() with {due!r}; it must return True or False.")
+    return due
 
 
 def checked_moved_before(optimizer: LineSearch, block: tuple[int, ...], n: int) -> tuple[int, ...]:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from armijo.search.values import Derivatives, Line, Status
-from armijo.snapshot import Tensors
-from armijo.step.lines import ComponentLine
+from armijo.step.lines import ComponentLine, Moves
 
 __all__ = ["Block", "Decision"]
 
@@ -80,7 +79,9 @@ class Block:
         # The ratios respect the caps already, up to a rounding error.
         return {place: min(self.ratios[place] * step_size, each.cap) for place, each in self.members.items()}
 
-    def moves(self, step_size: float, along: str | None) -> dict[int, tuple[float, Tensors]]:
-        """How far and along which vectors each place moves, as `Snapshot.move` takes it."""
+    def moves(self, step_size: float, along: str | None) -> Moves:
+        """How far and along what each component's groups move."""
         sizes = self.step_sizes(step_size) if along is None else dict.fromkeys(self.members, step_size)
-        return {place: (sizes[place], each.vectors(along)) for place, each in self.members.items()}
+        return {
+            key: move for place, each in self.members.items() for key, move in each.moves(sizes[place], along).items()
+        }

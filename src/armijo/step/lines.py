@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -13,16 +13,21 @@ import torch
 from armijo.checks import check_maximize, check_values
 from armijo.components.partition import Component
 from armijo.directions.base import Direction, ParameterState, Tensors
+from armijo.directions.kernel import Kernel, StoredKernel, StoredVectors, dot
 from armijo.errors import ConfigurationError
 from armijo.evaluation.objective import Objective
 from armijo.evaluation.reduction import align_gradient, count_shards, local_shard
 from armijo.search.memory import Memory, copy_memory
 from armijo.search.values import Derivatives, Line
+from armijo.snapshot import Ray, Snapshot
 
 if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
 
-__all__ = ["ComponentLine", "GroupLine", "compute_lines", "fresh_state", "largest_number", "loss_sign"]
+__all__ = ["ComponentLine", "GroupLine", "Moves", "compute_lines", "fresh_state", "largest_number", "loss_sign"]
+
+Moves = Mapping[int, tuple[float, Ray]]
+"""How far and along what the parameters of each group move, by the group's index, as `Snapshot.move` takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ class GroupLine:
         parameters: the parameters.
         grads: their gradients, negated where the optimizer maximizes.
         states: their states.
-        directions: the directions to search along.
+        kernel: computes the search directions, and takes the step.
         probes: the direction's probes.
         shards: the number of shards of each parameter.
         new: whether the optimizer has no state yet of one of the parameters.
@@ -54,8 +59,8 @@ class GroupLine:
     parameters: Tensors
     grads: Tensors
     states: list[ParameterState]
-    directions: Tensors
-    probes: Mapping[str, Tensors]
+    kernel: Kernel
+    probes: Mapping[str, StoredVectors]
     shards: list[int]
     new: bool
     idle: list[ParameterState]
@@ -67,8 +72,19 @@ class GroupLine:
             return []
         states = [{key: value.clone() for key, value in self.states[i].items()} for i in chosen]
         torch._foreach_add_([state["step"] for state in states], 1)
-        scratch = [self.directions[i].clone() for i in chosen]
-        return direction.update([self.grads[i] for i in chosen], states, scratch, self.group)
+        grads = [self.grads[i] for i in chosen]
+        before = [self.states[i] for i in chosen]
+        scratch = [vector.clone() for vector in direction.search_direction(grads, before, self.group)]
+        return direction.update(grads, states, scratch, self.group)
+
+    def probe_terms(self, name: str) -> list[torch.Tensor]:
+        """What adds up to ⟨g, v⟩ for the probe v of that name."""
+        products = zip(self.grads, self.probes[name].vectors, self.shards, strict=True)
+        return [dot(g, v) * shards if shards > 1 else dot(g, v) for g, v, shards in products]
+
+    def ray(self, along: str | None = None) -> Ray:
+        """The way along the search direction, or along the probe of that name."""
+        return self.kernel if along is None else self.probes[along]
 
     def check_update(self, direction: Direction) -> None:
         """Try what the commit will call on copies of a few states: of each number of dimensions the smallest parameter.
@@ -100,7 +116,8 @@ class ComponentLine:
     Args:
         component: its label and groups.
         groups: its groups' directions.
-        line: the loss at w_k and the component's own slope.
+        line: the loss at w_k and the component's own slope, which is NaN where no search was due and none was needed.
+        finite: whether loss, gradients and slope are.
         cap: the smallest `max_step_size` of its groups.
         reach: the largest step size that its parameters' number formats can hold.
         previous: η as the component last used it.
@@ -112,6 +129,7 @@ class ComponentLine:
     component: Component
     groups: tuple[GroupLine, ...]
     line: Line
+    finite: bool
     cap: float
     reach: float
     previous: float
@@ -120,74 +138,126 @@ class ComponentLine:
     failed_searches: int
 
     @property
-    def parameters(self) -> Tensors:
-        """All parameters that have a gradient."""
-        return [parameter for group in self.groups for parameter in group.parameters]
+    def parameters(self) -> dict[int, Tensors]:
+        """Its parameters that have a gradient, by group."""
+        return {index: group.parameters for index, group in self._indexed()}
 
-    def vectors(self, along: str | None = None) -> Tensors:
-        """For each parameter its search direction, or the probe of that name."""
-        if along is None:
-            return [direction for group in self.groups for direction in group.directions]
-        if any(along not in group.probes for group in self.groups):
+    def moves(self, step_size: float, along: str | None = None) -> Moves:
+        """A move by η along the search direction, or along the probe of that name."""
+        if along is not None and any(along not in group.probes for group in self.groups):
             names = sorted({name for group in self.groups for name in group.probes})
             raise ConfigurationError(
                 f"The search evaluates along {along!r}, which the direction does not provide (its probes: "
                 f"{', '.join(names) or 'none'}). Use direction=KeepLastStep(...) for 'last_step'."
             )
-        return [vector for group in self.groups for vector in group.probes[along]]
+        return {index: (step_size, group.ray(along)) for index, group in self._indexed()}
 
-    def preview_updates(self, direction: Direction) -> Tensors:
-        """lr·u for each parameter, as the commit will apply it, computed from copies of the moments."""
-        return [u * group.lr for group in self.groups for u in group.preview_updates(direction)]
+    def preview_moves(self, step_size: float, direction: Direction) -> Moves:
+        """The move by lr·η·u, as the commit will make it, computed from copies of the moments."""
+        return {
+            index: (step_size, StoredVectors([u * group.lr for u in group.preview_updates(direction)]))
+            for index, group in self._indexed()
+        }
+
+    def _indexed(self) -> Iterator[tuple[int, GroupLine]]:
+        return zip(self.component.groups, self.groups, strict=True)
 
 
-def compute_lines(optimizer: LineSearch, objective: Objective) -> list[ComponentLine]:
+def compute_lines(optimizer: LineSearch, objective: Objective, snapshot: Snapshot, due: bool) -> list[ComponentLine]:
     """The line of each component, by place. One host synchronisation; the means are over all ranks.
+
+    Where the first trial's step size is known before the slope, the parameters are there afterwards.
+
+    Args:
+        optimizer: the optimizer, whose gradients are in place.
+        objective: the loss, at its baseline.
+        snapshot: moves the parameters.
+        due: whether there is to be a search; otherwise slopes may be missing (NaN).
 
     Raises:
         ConfigurationError: a value in a group is out of its range, a gradient is sparse and the direction has
             moments, or a part answers with something that cannot be used.
     """
     groups: list[GroupLine] = []
+    components = optimizer.components
     probe_names = tuple(optimizer.direction.probes([], optimizer.param_groups[0]) or ())
 
-    def prepare() -> list[float]:
+    def prepare() -> list[list[torch.Tensor]]:
         memory = optimizer.memory_defaults
         for group in optimizer.param_groups:
             check_values(group, optimizer.direction, memory)
             check_maximize(group, optimizer.param_groups[0])
         groups.extend(_prepare(optimizer, group, probe_names) for group in optimizer.param_groups)
-        return _slopes(groups, probe_names)
+        ahead = _expected_step_size(optimizer, groups) if due and len(components) == 1 else None
+        terms = [_slope_terms(index, group, snapshot, due, ahead) for index, group in enumerate(groups)]
+        return terms + [group.probe_terms(name) for name in probe_names for group in groups]
 
     n_groups = len(optimizer.param_groups)
-    numbers = objective.mean_over_ranks(prepare, n_groups * (1 + len(probe_names)))
+    numbers = objective.value_with(prepare, n_groups * (1 + len(probe_names)))
     slopes, *derivatives = (numbers[start : start + n_groups] for start in range(0, len(numbers), n_groups))
     value, resolution = loss_sign(optimizer) * objective.value(), objective.resolution()
     names = optimizer.search.defaults()
     lines: list[ComponentLine] = []
-    for component in optimizer.components:
+    for component in components:
         members = tuple(groups[index] for index in component.groups)
         cap = min(float(member.group["max_step_size"]) for member in members)
         reach = min(largest_number(member.parameters) for member in members)
         line = Line(
             loss=value,
-            slope=_sum(slopes[index] for index in component.groups),
+            slope=sum((slopes[index] for index in component.groups), 0.0),
             resolution=resolution,
             longest=min(cap, reach),
             derivatives=Derivatives(
                 {
-                    name: _sum(along[index] for index in component.groups)
+                    name: sum((along[index] for index in component.groups), 0.0)
                     for name, along in zip(probe_names, derivatives, strict=True)
                 }
             ),
         )
+        finite = line.finite
+        if not due and finite and any(member.kernel.sums_gradients for member in members):
+            line = replace(line, slope=_slope_without_search(objective, line, members))
         previous = float(members[0].group["step_size"])
         memory = copy_memory(members[0].group, names)
         failed = members[0].group["failed_searches"]
-        lines.append(ComponentLine(component, members, line, cap, reach, previous, previous, memory, failed))
-    if not all(each.line.finite for each in lines):
-        return lines
+        lines.append(ComponentLine(component, members, line, finite, cap, reach, previous, previous, memory, failed))
+    if not due or not all(each.finite for each in lines):
+        return [replace(each, first=min(each.previous, each.cap)) for each in lines]
     return [replace(each, first=min(_first_step_size(optimizer, each), each.cap)) for each in lines]
+
+
+def _slope_terms(
+    index: int, group: GroupLine, snapshot: Snapshot, due: bool, ahead: float | None
+) -> list[torch.Tensor]:
+    """What adds up to ⟨g, d⟩ of a group, or to the sum of its gradients where no search is due and that is enough."""
+    kernel = group.kernel
+    if not due and kernel.sums_gradients:
+        return kernel.sums()
+    terms = kernel.slopes() if ahead is None else snapshot.move_ahead(index, group.parameters, ahead, kernel)
+    # Each rank has a shard of the sum, and what the ranks have is averaged.
+    return [term * group.shards[i] if group.shards[i] > 1 else term for i, term in terms]
+
+
+def _expected_step_size(optimizer: LineSearch, groups: Sequence[GroupLine]) -> float | None:
+    """The step size that the only component's first trial will have, if that is known before its line."""
+    first = groups[0].group
+    memory = copy_memory(first, optimizer.search.defaults())
+    expected = optimizer.search.expected_step_size(float(first["step_size"]), memory)
+    if not (isinstance(expected, Real) and 0 < expected < math.inf):
+        return None
+    expected = min(float(expected), *(float(group.group["max_step_size"]) for group in groups))
+    return expected if all(expected <= largest_number(group.parameters) for group in groups) else None
+
+
+def _slope_without_search(objective: Objective, line: Line, members: Sequence[GroupLine]) -> float:
+    """The slope where none was computed: 0 where every gradient is zero, else NaN."""
+    # Sums of gradients that are exactly 0 are rare; only then it is worth another look, on all ranks alike.
+    if line.slope != 0:
+        return math.nan
+    (moving,) = objective.mean_over_ranks(
+        lambda: [float(any(bool(grad.any()) for member in members for grad in member.grads))]
+    )
+    return math.nan if moving else 0.0
 
 
 def loss_sign(optimizer: LineSearch) -> float:
@@ -226,8 +296,7 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
     for parameter, state in kept.items():
         _check_format(direction, parameter, state)
     states = [{key: local_shard(tensor) for key, tensor in state.items()} for state in kept.values()]
-    directions = direction.search_direction(grads, states, group) if parameters else []
-    _check_shapes(direction, "search_direction", directions, grads)
+    local = [local_shard(p) for p in parameters]
     probes = direction.probes(states, group)
     if not isinstance(probes, Mapping) or tuple(probes) != probe_names:
         raise ConfigurationError(
@@ -242,15 +311,25 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
         lr=float(group["lr"]),
         weight_decay=float(group["weight_decay"]),
         kept=kept,
-        parameters=[local_shard(p) for p in parameters],
+        parameters=local,
         grads=grads,
         states=states,
-        directions=directions,
-        probes=probes,
+        kernel=_kernel(direction, local, grads, states, group),
+        probes={name: StoredVectors(vectors) for name, vectors in probes.items()},
         shards=[count_shards(p) for p in parameters],
         new=any(not optimizer.state.get(p) for p in parameters),
         idle=[{key: local_shard(tensor) for key, tensor in state.items()} for state in idle],
     )
+
+
+def _kernel(
+    direction: Direction, parameters: Tensors, grads: Tensors, states: list[ParameterState], group: dict[str, Any]
+) -> Kernel:
+    if kernel := direction.kernel(parameters, grads, states, group) if parameters else None:
+        return kernel
+    directions = direction.search_direction(grads, states, group) if parameters else []
+    _check_shapes(direction, "search_direction", directions, grads)
+    return StoredKernel(direction, grads, states, group, directions)
 
 
 def _check_format(direction: Direction, parameter: torch.Tensor, state: ParameterState) -> None:
@@ -289,38 +368,3 @@ def _gradient(optimizer: LineSearch, parameter: torch.Tensor) -> torch.Tensor:
             "sparse=False, or use armijo.SGDSLS, whose direction keeps none."
         )
     return grad.detach().coalesce().to_dense()
-
-
-def _slopes(groups: Sequence[GroupLine], probe_names: Sequence[str]) -> list[float]:
-    """⟨g, d⟩ of each group, then ⟨g, v⟩ of each group for each probe, fetched with one wait for each device."""
-    vectors = [group.directions for group in groups]
-    vectors += [group.probes[name] for name in probe_names for group in groups]
-    products: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
-    for index, along in enumerate(vectors):
-        group = groups[index % len(groups)]
-        for grad, vector, shards in zip(group.grads, along, group.shards, strict=True):
-            # Each rank has a shard of the sum, and what the ranks have is averaged.
-            product = _dot(grad, vector) * shards if shards > 1 else _dot(grad, vector)
-            products.setdefault(product.device, []).append((index, product))
-    terms: list[list[float]] = [[] for _ in vectors]
-    for on_device in products.values():
-        for (index, _), number in zip(on_device, _fetch([product for _, product in on_device]), strict=True):
-            terms[index].append(number)
-    return [_sum(numbers) for numbers in terms]
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    # Half precision would lose the sum; float32 and float64 add up well enough in their own.
-    if a.dtype in (torch.float16, torch.bfloat16):
-        a, b = a.float(), b.float()
-    return torch.dot(a.reshape(-1), b.reshape(-1).to(a.dtype))
-
-
-def _fetch(scalars: list[torch.Tensor]) -> list[float]:
-    wide = torch.float32 if scalars[0].device.type == "mps" else torch.float64
-    return torch.stack([scalar.to(wide) for scalar in scalars]).tolist()
-
-
-def _sum(numbers: Iterable[float]) -> float:
-    # math.fsum raises where infinities of both signs meet; here that is a NaN like any other.
-    return sum(numbers, 0.0)

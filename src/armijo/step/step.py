@@ -7,7 +7,7 @@ parameters, moments, generators, buffers and numbers as they were. The *commit* 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,8 +22,8 @@ from armijo.interrupts import Interrupts
 from armijo.observers.report import ComponentReport, SearchReport, StepReport
 from armijo.search.memory import Memory, ScratchMemory, copy_memory, plain_value
 from armijo.search.values import SearchResult, Status, Trial
-from armijo.snapshot import Snapshot, Tensors
-from armijo.step.answers import checked_blocks, checked_merge, checked_moved_before, checked_outcome
+from armijo.snapshot import Ray, Snapshot
+from armijo.step.answers import checked_blocks, checked_due, checked_merge, checked_moved_before, checked_outcome
 from armijo.step.baseline import evaluate_baseline
 from armijo.step.block import Block, Decision
 from armijo.step.guards import (
@@ -34,7 +34,7 @@ from armijo.step.guards import (
     gradients_aside,
     parameters_of,
 )
-from armijo.step.lines import ComponentLine, compute_lines, largest_number, loss_sign
+from armijo.step.lines import ComponentLine, Moves, compute_lines, largest_number, loss_sign
 from armijo.step.warnings import (
     warn_about_backward,
     warn_about_half_precision,
@@ -105,15 +105,22 @@ def take_step(
         warn_about_backward(baseline.ran_backward)
     if not optimizer._warned_of_schedulers:
         optimizer._warned_of_schedulers = warn_about_schedulers(optimizer.param_groups)
-    with torch.no_grad():
+
+    def value() -> float:
+        return loss_sign(optimizer) * objective.value()
+
+    with torch.no_grad(), Snapshot(optimizer._copies) as snapshot:
         try:
             if objective.reduction.groups and _is_first(optimizer):
                 check_ranks_hold_the_same(objective, parameters_of(optimizer.param_groups))
-            lines = compute_lines(optimizer, objective)
+            memory = _selection_memory(optimizer)
+            due = checked_due(optimizer, optimizer.selection.due(value, optimizer.param_groups[0]["steps"], memory))
+            lines = compute_lines(optimizer, objective, snapshot, due)
             parameters = parameters_of(optimizer.param_groups)
             aside = gradients_aside(objective, parameters) if baseline.ran_backward else nullcontext()
             with aside as drop_gradients, watch_attributes(objective, parameters, first=_is_first(optimizer)):
-                plan = _search(optimizer, lines, _Evaluator(optimizer, objective, interrupts, drop_gradients))
+                evaluate_at = _Evaluator(optimizer, objective, interrupts, drop_gradients, snapshot)
+                plan = _search(optimizer, lines, due, memory, evaluate_at)
             plan = _decide(optimizer, lines, plan)
         except BaseException:
             baseline.undo()
@@ -124,7 +131,7 @@ def take_step(
             objective.restore_before_baseline(generators=False)
         else:
             objective.restore_after_baseline()
-            _commit(optimizer, lines, plan)
+            _commit(optimizer, lines, plan, snapshot)
         objective.close()
         optimizer._differentiates = objective.differentiates
         forwards = optimizer.param_groups[0]["forwards"] + objective.evaluations
@@ -151,18 +158,20 @@ class _Evaluator:
         objective: the loss.
         interrupts: lets Ctrl-C interrupt the closure.
         drop_gradients: drops what a closure that runs backward passes has left.
+        snapshot: moves the parameters.
     """
 
     optimizer: LineSearch
     objective: Objective
     interrupts: Interrupts
     drop_gradients: Callable[[], None] | None
+    snapshot: Snapshot
 
-    def __call__(self, snapshot: Snapshot, moves: Mapping[int, tuple[float, Tensors]]) -> float:
+    def __call__(self, moves: Moves) -> float:
         """Move the parameters and return the loss there, to be minimized; `inf` where it is not finite."""
 
         def move_and_evaluate() -> list[float]:
-            snapshot.move(moves)
+            self.snapshot.move(moves)
             guard = WriteGuard(parameters_of(self.optimizer.param_groups))
             loss = self.objective.local_trial(self.interrupts.interruptible)
             guard.check(gradients=self.drop_gradients is None)
@@ -174,30 +183,34 @@ class _Evaluator:
         return loss_sign(self.optimizer) * loss if math.isfinite(loss) else math.inf
 
 
-def _search(optimizer: LineSearch, lines: Sequence[ComponentLine], evaluate_at: _Evaluator) -> Plan:
-    """Search the blocks that are selected; every other component keeps its first step size."""
-    first_group = optimizer.param_groups[0]
-    memory = copy_memory(first_group, [*optimizer.selection.defaults(), *optimizer.merging.defaults()])
-    if not all(each.line.finite for each in lines):
+def _selection_memory(optimizer: LineSearch) -> Memory:
+    """A copy of what selection and merging remember."""
+    names = [*optimizer.selection.defaults(), *optimizer.merging.defaults()]
+    return copy_memory(optimizer.param_groups[0], names)
+
+
+def _search(
+    optimizer: LineSearch, lines: Sequence[ComponentLine], due: bool, memory: Memory, evaluate_at: _Evaluator
+) -> Plan:
+    """Search the blocks that are selected, if a search is due; every other component keeps its first step size."""
+    if not all(each.finite for each in lines):
         return Plan(tuple(Decision(each.previous, 0.0, Status.NONFINITE) for each in lines), memory)
     found: dict[int, Decision] = {}
     searches: list[SearchResult] = []
-    steps = first_group["steps"]
-    selected = optimizer.selection.blocks([each.line for each in lines], steps, memory)
+    steps = optimizer.param_groups[0]["steps"]
+    selected = optimizer.selection.blocks([each.line for each in lines], steps, memory) if due else ()
     for places in checked_blocks(optimizer, selected, len(lines)):
         # What an earlier block of this step found is where a later one starts; a component that stays, stays.
         first = {place: found[place].applied if place in found else lines[place].first for place in places}
         if not any(first.values()):
             continue
-        moved = {
-            place: (
-                found.get(place, _unsearched(optimizer, lines[place])).applied,
-                lines[place].preview_updates(optimizer.direction),
-            )
-            for place in checked_moved_before(optimizer, places, len(lines))
-        }
+        moved: dict[int, tuple[float, Ray]] = {}
+        for place in checked_moved_before(optimizer, places, len(lines)):
+            applied = found.get(place, _unsearched(optimizer, lines[place])).applied
+            evaluate_at.snapshot.save(lines[place].parameters)
+            moved |= lines[place].preview_moves(applied, optimizer.direction)
         block = Block.of(lines, first)
-        result = _search_block(optimizer, block, moved, lines, evaluate_at)
+        result = _search_block(optimizer, block, moved, evaluate_at)
         searches.append(result)
         found |= {place: _decide_component(block, place, found.get(place), result) for place in places}
     optimizer.selection.remember(searches, steps, memory)
@@ -217,37 +230,46 @@ def _unsearched(optimizer: LineSearch, each: ComponentLine) -> Decision:
 def _search_block(
     optimizer: LineSearch,
     block: Block,
-    moved: Mapping[int, tuple[float, Tensors]],
-    lines: Sequence[ComponentLine],
+    moved: Moves,
     evaluate_at: _Evaluator,
 ) -> SearchResult:
-    """One search. Of the components outside the block those in `moved` have moved, and the rest stay at w_k."""
+    """One search. Of the groups outside the block those in `moved` have moved, and the rest stay at w_k.
+
+    The parameters are left at the last trial, where the commit may want them.
+    """
     trials: list[Trial] = []
     memory = ScratchMemory(next(iter(block.members.values())).memory)
-    with Snapshot({place: lines[place].parameters for place in (*block.members, *moved)}) as snapshot:
+    searching = True
+    for each in block.members.values():
+        evaluate_at.snapshot.save(each.parameters)
 
-        def evaluate(step_size: float, along: str | None = None) -> float:
-            try:
-                step_size = float(step_size)
-            except (TypeError, ValueError, OverflowError, RuntimeError):
-                step_size = math.nan
-            if math.isnan(step_size):
-                raise ConfigurationError(f"{optimizer.search!r} tried a step size that is NaN or no number.")
-            if along is None and block.line.longest < step_size <= block.reach:
-                raise ConfigurationError(
-                    f"{optimizer.search!r} tried the step size {step_size}; the longest allowed here is line.longest, "
-                    f"{block.line.longest}."
-                )
-            loss = math.inf
-            if abs(step_size) <= block.reach:
-                loss = evaluate_at(snapshot, {**moved, **block.moves(step_size, along)})
-            if along is None:
-                trials.append(Trial(step_size, loss))
-                if optimizer.param_groups[0]["steps"] < EARLY_STEPS:
-                    check_trials_differ(block.line, trials, snapshot)
-            return loss
+    def evaluate(step_size: float, along: str | None = None) -> float:
+        if not searching:
+            raise RuntimeError("evaluate() was called after its search; a search evaluates before it returns.")
+        try:
+            step_size = float(step_size)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            step_size = math.nan
+        if math.isnan(step_size):
+            raise ConfigurationError(f"{optimizer.search!r} tried a step size that is NaN or no number.")
+        if along is None and block.line.longest < step_size <= block.reach:
+            raise ConfigurationError(
+                f"{optimizer.search!r} tried the step size {step_size}; the longest allowed here is line.longest, "
+                f"{block.line.longest}."
+            )
+        loss = math.inf
+        if abs(step_size) <= block.reach:
+            loss = evaluate_at({**moved, **block.moves(step_size, along)})
+        if along is None:
+            trials.append(Trial(step_size, loss))
+            if optimizer.param_groups[0]["steps"] < EARLY_STEPS:
+                check_trials_differ(block.line, trials, evaluate_at.snapshot)
+        return loss
 
+    try:
         outcome = optimizer.search.search(block.line, block.first, evaluate, memory)
+    finally:
+        searching = False
     outcome = checked_outcome(optimizer, outcome, trials)
     if moved and outcome.status is Status.NONDETERMINISTIC:
         # At η = 0 the others have moved all the same, so that loss is not f_k.
@@ -311,10 +333,10 @@ def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
 # --------------------------------------------------------------------------------------------------------------- commit
 
 
-def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -> None:
+def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan, snapshot: Snapshot) -> None:
     """Write moments, parameters and numbers. Nothing of the parameters' size is allocated."""
     for each, decision in zip(lines, plan.decisions, strict=True):
-        for group in each.groups:
+        for index, group in zip(each.component.groups, each.groups, strict=True):
             group.group["step_size"] = decision.step_size
             group.group["failed_searches"] = decision.failed_searches(each.failed_searches)
             group.group.update(copy_memory(each.memory))
@@ -324,14 +346,13 @@ def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
                 continue
             optimizer.state.update(group.kept)
             torch._foreach_add_([state["step"] for state in group.states], 1)
-            updates = optimizer.direction.update(group.grads, group.states, group.directions, group.group)
-            distance = group.lr * decision.applied
-            optimizer.direction.record_step(group.states, updates, distance)
-            if distance == 0:
-                continue
-            if group.weight_decay != 0:
-                torch._foreach_mul_(group.parameters, 1 - distance * group.weight_decay)
-            torch._foreach_add_(group.parameters, updates, alpha=-distance)
+            as_tested = group.kernel.stays and group.lr == 1 and group.weight_decay == 0
+            if as_tested and snapshot.is_at(index, decision.applied, group.kernel):
+                snapshot.keep(index)
+                group.kernel.commit_moments(decision.applied)
+            else:
+                snapshot.restore([index])
+                group.kernel.commit(group.parameters, group.lr * decision.applied, group.weight_decay)
     if plan.merge is not None:
         kept, absorbed = lines[plan.merge.kept], lines[plan.merge.absorbed]
         for group in (*kept.groups, *absorbed.groups):

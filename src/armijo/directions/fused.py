@@ -1,0 +1,218 @@
+"""Adam's arithmetic by the kernel that `torch.optim.AdamW(fused=True)` calls, with no direction kept in memory.
+
+A CPU waits for memory here, not for arithmetic. So d is computed out of g and v wherever it is needed, in parts that
+stay in the cache, and thrown away: that costs less than to write it down and to read it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from armijo.directions.base import ParameterState, Tensors
+
+__all__ = ["FusedAdamKernel"]
+
+_PART = 1 << 18
+"""Numbers in a part: a megabyte of float32 for each of gradient, moments, direction and parameter."""
+_LONGEST_LERP = 1e6
+"""A point further away than this may have overflowed, and nothing between it and w₀ can be found from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some tensors of a group, or a piece of a large one, flat, with scratch of the same shapes.
+
+    Args:
+        low: its first piece, among all pieces of the group.
+        high: the piece after its last.
+        owners: the tensor that each piece comes from.
+        grads: g.
+        squares: v.
+        directions: scratch for d.
+        means: scratch for m.
+        new_squares: scratch for v'.
+    """
+
+    low: int
+    high: int
+    owners: list[int]
+    grads: Tensors
+    squares: Tensors
+    directions: Tensors
+    means: Tensors
+    new_squares: Tensors
+
+
+class FusedAdamKernel:
+    """d = P·g from v' = β2·v + (1-β2)·g², and the step of AdamW.
+
+    Args:
+        grads: the gradients.
+        states: the parameters' states: "step", "exp_avg_sq", and "exp_avg" where it is kept.
+        group: the parameter group.
+    """
+
+    sums_gradients = True
+
+    def __init__(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> None:
+        self._beta1, self._beta2 = map(float, group["betas"])
+        self._eps = float(group["eps"])
+        self._grads = grads
+        self._states = states
+        self._squares = [state["exp_avg_sq"] for state in states]
+        self._means = [state["exp_avg"] for state in states if "exp_avg" in state]
+        self.stays = self._beta1 == 0
+
+    @staticmethod
+    def takes(parameters: Tensors, grads: Tensors, states: list[ParameterState]) -> bool:
+        """Whether the kernel can serve these tensors: on the CPU, dense, in single or double precision, all alike."""
+        if not parameters or parameters[0].dtype not in (torch.float32, torch.float64):
+            return False
+        dtype = parameters[0].dtype
+        moments = (moment for state in states for name, moment in state.items() if name != "step")
+        return all(
+            type(tensor) in (torch.Tensor, torch.nn.Parameter)
+            and tensor.dtype == dtype
+            and tensor.device.type == "cpu"
+            and tensor.is_contiguous()
+            for tensors in (parameters, grads, moments)
+            for tensor in tensors
+        )
+
+    def slopes(self) -> list[tuple[int, torch.Tensor]]:
+        """Σ g²·P of each piece."""
+        steps = self._steps(ahead=1)
+        return [term for part in self._parts for term in self._slopes_of(part, steps)]
+
+    def slopes_ahead(self, parameters: Tensors, start: Tensors, step_size: float) -> list[tuple[int, torch.Tensor]]:
+        """Σ g²·P of each piece; each part of the parameters is copied and moved while its direction is at hand."""
+        steps, terms = self._steps(ahead=1), []
+        moved, saved = _pieces(parameters), _pieces(start)
+        high = 0
+        try:
+            for part in self._parts:
+                terms += self._slopes_of(part, steps)
+                torch._foreach_copy_(saved[part.low : part.high], moved[part.low : part.high])
+                high = part.high
+                torch._foreach_add_(moved[part.low : part.high], part.directions, alpha=-step_size)
+        except BaseException:
+            if high:
+                torch._foreach_copy_(moved[:high], saved[:high])
+            raise
+        return terms
+
+    def _slopes_of(self, part: _Part, steps: Tensors) -> list[tuple[int, torch.Tensor]]:
+        """The slope of each piece; d lies in `part.directions` afterwards."""
+        torch._foreach_copy_(part.new_squares, part.squares)
+        counts = [steps[i] for i in part.owners]
+        # A step of -1, with a weight decay that leaves nothing of what was there.
+        self._adamw(part.directions, part.grads, part.means, part.new_squares, counts, -1.0, weight_decay=-1.0)
+        return list(zip(part.owners, map(torch.dot, part.grads, part.directions), strict=True))
+
+    def move(self, parameters: Tensors, start: Tensors, step_size: float, at: float | None) -> None:
+        """Write w₀ - η·d into the parameters; a shorter step than the last one is found between that and w₀."""
+        if at and abs(at) < _LONGEST_LERP and 0 < step_size / at < 1:
+            torch._foreach_lerp_(parameters, start, 1 - step_size / at)
+            return
+        if at != 0:
+            torch._foreach_copy_(parameters, start)
+        steps, moved = self._steps(ahead=1), _pieces(parameters)
+        for part in self._parts:
+            torch._foreach_copy_(part.new_squares, part.squares)
+            moving, counts = moved[part.low : part.high], [steps[i] for i in part.owners]
+            self._adamw(moving, part.grads, part.means, part.new_squares, counts, step_size)
+
+    def sums(self) -> list[torch.Tensor]:
+        """The sum of each gradient: finite where the gradient is."""
+        return [grad.sum() for grad in self._grads]
+
+    def commit(self, parameters: Tensors, step_size: float, weight_decay: float) -> None:
+        """Take one step of AdamW."""
+        # Where no m is kept, the gradients take its place: with β1 = 0 the kernel writes m = g, the same bits.
+        means, steps = self._means or self._grads, self._steps()
+        self._adamw(parameters, self._grads, means, self._squares, steps, step_size, weight_decay, self._beta1)
+
+    def commit_moments(self, step_size: float) -> None:
+        """Write v ← β2·v + (1-β2)·g², and m ← g where it is kept."""
+        steps = self._steps()
+        for part in self._parts:
+            counts = [steps[i] for i in part.owners]
+            self._adamw(part.directions, part.grads, part.means, part.squares, counts, -1.0, weight_decay=-1.0)
+        if self._means:
+            torch._foreach_copy_(self._means, self._grads)
+
+    @cached_property
+    def _parts(self) -> list[_Part]:
+        grads, squares = _pieces(self._grads), _pieces(self._squares)
+        owners = [i for i, grad in enumerate(self._grads) for _ in range(0, max(grad.numel(), 1), _PART)]
+        sizes = [piece.numel() for piece in grads]
+        bounds, total = [0], 0
+        for number, size in enumerate(sizes):
+            if total + size > _PART:
+                bounds.append(number)
+                total = 0
+            total += size
+        bounds.append(len(sizes))
+        longest = max(sum(sizes[low:high]) for low, high in pairwise(bounds))
+        scratch = torch.zeros(3, longest, dtype=grads[0].dtype).unbind()
+        return [
+            _Part(low, high, owners[low:high], grads[low:high], squares[low:high], *_cut(scratch, sizes[low:high]))
+            for low, high in pairwise(bounds)
+        ]
+
+    def _steps(self, ahead: int = 0) -> Tensors:
+        """Each parameter's number of this step, which "step" counts already or, `ahead` of the commit, not yet."""
+        if not ahead:
+            return [state["step"] for state in self._states]
+        counts = [float(state["step"]) for state in self._states]
+        tensors = {count: torch.tensor(count + ahead) for count in set(counts)}
+        return [tensors[count] for count in counts]
+
+    def _adamw(
+        self,
+        parameters: Tensors,
+        grads: Tensors,
+        means: Tensors,
+        squares: Tensors,
+        steps: Tensors,
+        step_size: float,
+        weight_decay: float = 0.0,
+        beta1: float = 0.0,
+    ) -> None:
+        torch._fused_adamw_(
+            parameters,
+            grads,
+            means,
+            squares,
+            [],
+            steps,
+            lr=step_size,
+            beta1=beta1,
+            beta2=self._beta2,
+            weight_decay=weight_decay,
+            eps=self._eps,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _pieces(tensors: Tensors) -> Tensors:
+    """The tensors in order, flat, the large ones cut up."""
+    pieces: Tensors = []
+    for tensor in tensors:
+        flat = tensor if tensor.ndim == 1 else tensor.view(-1)
+        pieces += flat.split(_PART) if flat.numel() > _PART else (flat,)
+    return pieces
+
+
+def _cut(rows: Sequence[torch.Tensor], sizes: list[int]) -> list[Tensors]:
+    """Each row, cut into pieces of these sizes."""
+    total = sum(sizes)
+    cut = [row if row.numel() == total else row[:total] for row in rows]
+    return [[row] if len(sizes) == 1 else list(row.split(sizes)) for row in cut]

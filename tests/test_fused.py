@@ -1,0 +1,318 @@
+"""The fused kernel against torch's own optimizers and against the foreach functions, and where it is not to be used."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+import armijo
+from armijo.directions.adam import AdamDirection
+from armijo.directions.base import ParameterState, Tensors
+from armijo.directions.fused import FusedAdamKernel
+from armijo.directions.kernel import StoredKernel
+from armijo.snapshot import Snapshot
+
+every = pytest.mark.parametrize
+SHAPES = [(), (0,), (1,), (7,), (3, 5), (2, 3, 4), (700, 800), (1 << 18,), ((1 << 19) + 3,)]
+"""No number at all, one, a few, and more than one part of the kernel has."""
+
+
+def tensors(seed: int, dtype: torch.dtype = torch.float32, shapes: Any = SHAPES) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def states_of(direction: AdamDirection, parameters: Tensors, steps: int = 3) -> list[ParameterState]:
+    """The states after some steps; one parameter has made one step more than the others."""
+    states = [{"step": torch.tensor(0.0), **direction.moments(p)} for p in parameters]
+    for k in range(steps):
+        for state in states:
+            state["step"] += 1
+        direction.update(tensors(k, parameters[0].dtype), states, [p.clone() for p in parameters], group_of(direction))
+    states[4]["step"] += 1
+    return states
+
+
+def group_of(direction: AdamDirection, **values: Any) -> dict[str, Any]:
+    return {**direction.defaults(), **values}
+
+
+def both(direction: AdamDirection, dtype: torch.dtype) -> tuple[Any, Any, Tensors, Tensors]:
+    """A fused and a stored kernel over equal tensors: the kernels, and the parameters of each."""
+    made = []
+    for fused in (True, False):
+        parameters, grads = tensors(90, dtype), tensors(91, dtype)
+        states = states_of(direction, parameters)
+        group = group_of(direction)
+        if fused:
+            kernel: Any = direction.kernel(parameters, grads, states, group)
+            assert isinstance(kernel, FusedAdamKernel)
+        else:
+            kernel = StoredKernel(direction, grads, states, group, direction.search_direction(grads, states, group))
+        made.append((kernel, parameters, states))
+    (fused_kernel, first, _), (stored, second, _) = made
+    return fused_kernel, stored, first, second
+
+
+def assert_close(one: Tensors, other: Tensors, ulps: float = 8.0, least: float = 1.0) -> None:
+    """Equal up to some rounding errors of numbers of the size `least`, or of their own size where that is more."""
+    for a, b in zip(one, other, strict=True):
+        assert a.shape == b.shape
+        if a.numel():
+            size = torch.maximum(a.abs(), b.abs()).clamp(min=least)
+            assert float(((a - b).abs() / size).max()) <= ulps * torch.finfo(a.dtype).eps
+
+
+def total(terms: list[tuple[int, torch.Tensor]], place: int) -> float:
+    return sum(float(term) for i, term in terms if i == place)
+
+
+@every("dtype", [torch.float32, torch.float64])
+@every("beta1", [0.0, 0.9])
+def test_slopes_moves_and_commits_are_those_of_the_stored_directions(beta1: float, dtype: torch.dtype) -> None:
+    direction = AdamDirection((beta1, 0.99), 1e-6)
+    fused, stored, first, second = both(direction, dtype)
+    start = [p.clone() for p in first]
+    slopes, expected = fused.slopes(), stored.slopes()
+    for place in range(len(SHAPES)):
+        assert total(slopes, place) == pytest.approx(
+            total(expected, place), rel=1e-5 if dtype == torch.float32 else 1e-12
+        )
+    at: float | None = 0.0
+    for step_size in (0.5, 0.3, 0.01, 2.0, -0.1, 1e-7):
+        fused.move(first, start, step_size, at)
+        stored.move(second, start, step_size, at)
+        assert_close(first, second)
+        at = step_size
+    assert fused.stays == stored.stays == (beta1 == 0)
+    for kernel, parameters in ((fused, first), (stored, second)):
+        torch._foreach_copy_(parameters, start)
+        for state in kernel._states:
+            state["step"] += 1
+        kernel.commit(parameters, 0.3, 0.1)
+    assert_close(first, second)
+    for one, other in zip(fused._states, stored._states, strict=True):
+        assert one.keys() == other.keys()
+        assert_close([one[name] for name in one], [other[name] for name in one], least=1e-2)
+
+
+@every("dtype", [torch.float32, torch.float64])
+def test_a_slope_with_a_move_is_the_slope_and_the_move(dtype: torch.dtype) -> None:
+    fused, stored, first, second = both(AdamDirection((0.0, 0.99)), dtype)
+    before, start = [p.clone() for p in first], [torch.full_like(p, math.nan) for p in first]
+    alone, terms = fused.slopes(), fused.slopes_ahead(first, start, 0.25)
+    assert [(i, float(term)) for i, term in terms] == [(i, float(term)) for i, term in alone]
+    assert all(map(torch.equal, start, before))
+    stored.slopes_ahead(second, [torch.empty_like(p) for p in second], 0.25)
+    assert_close(first, second)
+
+
+@every("fail_at", [1, 2, 3, 5])
+def test_a_failure_in_the_middle_leaves_the_parameters_as_they_were(
+    fail_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused, _, parameters, _ = both(AdamDirection((0.0, 0.99)), torch.float32)
+    before, calls, real = [p.clone() for p in parameters], [0], torch._foreach_add_
+
+    def failing(*args: Any, **options: Any) -> None:
+        calls[0] += 1
+        if calls[0] == fail_at:
+            real([args[0][0]], [args[1][0]], **options)
+            raise MemoryError("no memory is left")
+        real(*args, **options)
+
+    monkeypatch.setattr(torch, "_foreach_add_", failing)
+    with Snapshot() as snapshot, pytest.raises(MemoryError):
+        snapshot.move_ahead(0, parameters, 0.5, fused)
+    assert calls[0] == fail_at
+    assert all(map(torch.equal, parameters, before))
+
+
+@every("weight_decay", [0.0, 0.1])
+def test_with_momentum_a_fixed_step_is_torchs_fused_adamw_bit_for_bit(weight_decay: float) -> None:
+    ours, theirs = ([torch.nn.Parameter(p) for p in tensors(1)] for _ in range(2))
+    optimizer = armijo.LineSearch(ours, search=armijo.FixedStep(1e-2), weight_decay=weight_decay)
+    reference = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=weight_decay, fused=True)
+    for k in range(5):
+        targets = tensors(10 + k)
+        optimizer.step(lambda targets=targets: distance(ours, targets))
+        reference.zero_grad()
+        distance(theirs, targets).backward()
+        reference.step()
+    assert all(map(torch.equal, ours, theirs))
+    for p, q in zip(ours, theirs, strict=True):
+        assert all(
+            torch.equal(optimizer.state[p][name], reference.state[q][name]) for name in ("exp_avg", "exp_avg_sq")
+        )
+
+
+def distance(parameters: Any, targets: Tensors) -> torch.Tensor:
+    return torch.stack([(p - t).square().sum() for p, t in zip(parameters, targets, strict=True)]).sum() / 1000
+
+
+def test_where_the_momentum_is_zero_the_step_ends_at_the_accepted_trial_to_the_last_bit() -> None:
+    parameters = [torch.nn.Parameter(p) for p in tensors(1)]
+    optimizer = armijo.LineSearch(parameters, direction=AdamDirection((0.0, 0.999)), partition=armijo.Together())
+    statuses, points = [], []
+    for k in range(6):
+        targets = tensors(10 + k)
+
+        def closure(targets: Tensors = targets) -> torch.Tensor:
+            if not torch.is_grad_enabled():
+                points.append([p.detach().clone() for p in parameters])
+            return distance(parameters, targets)
+
+        optimizer.step(closure)
+        (search,) = optimizer.report.searches
+        statuses.append(str(search.status))
+        if search.trials[-1].step_size == search.step_size:
+            assert all(map(torch.equal, parameters, points[-1]))
+    assert statuses == ["accepted"] * 6
+    assert all(set(state) == {"step", "exp_avg_sq"} for state in optimizer.state.values())
+
+
+def test_gradients_keep_every_bit_where_they_stand_in_for_the_momentum() -> None:
+    odd = torch.tensor([-0.0, 0.0, 1e-45, -1e-40, 3e38, -1.5, 2**-126])
+    grads, states = [odd.clone()], [{"step": torch.tensor(1.0), "exp_avg_sq": torch.zeros(7)}]
+    direction = AdamDirection((0.0, 0.999))
+    kernel = direction.kernel([torch.ones(7)], grads, states, group_of(direction))
+    assert kernel is not None
+    kernel.commit([torch.ones(7)], 0.1, 0.0)
+    assert grads[0].view(torch.int32).tolist() == odd.view(torch.int32).tolist()
+
+
+class Halved(AdamDirection):
+    def search_direction(self, grads: Tensors, states: list[ParameterState], group: Any) -> Tensors:
+        return [d / 2 for d in super().search_direction(grads, states, group)]
+
+
+@every(
+    ("direction", "change"),
+    [
+        (AdamDirection(fused=False), lambda p: p),
+        (Halved(), lambda p: p),
+        (AdamDirection(), lambda p: p.to(torch.bfloat16)),
+        (AdamDirection(), lambda p: torch.randn(5, 4).t()),
+        (AdamDirection(), lambda p: p.as_subclass(type("Named", (torch.Tensor,), {}))),
+    ],
+    ids=[
+        "not wanted",
+        "a subclass with another direction",
+        "half precision",
+        "another layout",
+        "another kind of tensor",
+    ],
+)
+def test_the_fused_kernel_leaves_alone_what_it_cannot_serve(
+    direction: AdamDirection, change: Callable[..., Any]
+) -> None:
+    parameters = [change(torch.randn(4, 5))]
+    states = [{"step": torch.tensor(0.0), **direction.moments(parameters[0])}]
+    assert direction.kernel(parameters, [torch.ones_like(p) for p in parameters], states, group_of(direction)) is None
+
+
+def test_a_subclass_steps_along_its_own_direction() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0]))
+    optimizer = armijo.LineSearch([weight], direction=Halved())
+    optimizer.step(lambda: (weight**2).sum())
+    assert optimizer.report.components[0].slope == pytest.approx(3.0)
+
+
+class Calls(TorchFunctionMode):
+    """Counts what a step asks of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+@every("beta1", [0.0, 0.9])
+def test_a_step_without_a_search_is_one_call_of_the_kernel(beta1: float) -> None:
+    parameters = [torch.nn.Parameter(p) for p in tensors(1)]
+    optimizer = armijo.AdamSLS(parameters, betas=(beta1, 0.999), selection=armijo.Every(3))
+    counts = []
+    for k in range(6):
+        targets = tensors(10 + k)
+        step_size = optimizer.param_groups[0]["step_size"]
+        before = [p.detach().clone() for p in parameters]
+        with Calls() as calls:
+            optimizer.step(lambda targets=targets: distance(parameters, targets))
+        counts.append(calls.names.count("_fused_adamw_"))
+        (component,) = optimizer.report.components
+        if k % 3:
+            assert (component.status, component.step_size, component.trials) == ("unsearched", step_size, 0)
+            assert math.isnan(component.slope)
+            assert optimizer.report.forwards == 1
+            assert not all(map(torch.equal, parameters, before))
+    assert counts[1:3] == counts[4:] == [1, 1]
+    assert min(counts[0], counts[3]) > 3
+
+
+def test_a_step_without_a_search_notices_what_may_not_be_taken() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = armijo.AdamSLS([weight], selection=armijo.Every(1000))
+    optimizer.step(lambda: (weight**2).sum())
+    start, state = weight.detach().clone(), copy.deepcopy(optimizer.state[weight])
+    for bad in (math.inf, math.nan):
+        optimizer.step(lambda bad=bad: (weight * torch.tensor([bad, 1.0])).sum() * 0 + 1.0)
+        assert optimizer.report.components[0].status == "nonfinite"
+        assert torch.equal(weight, start)
+        assert all(torch.equal(optimizer.state[weight][name], state[name]) for name in state)
+    optimizer.step(lambda: (weight * 0).sum() + 1.0)
+    assert (optimizer.report.components[0].status, optimizer.report.components[0].slope) == ("skipped", 0.0)
+    assert torch.equal(weight, start)
+    optimizer.step(lambda: weight[0] - weight[1] + 5.0)  # a gradient that is not zero, and whose sum is
+    assert optimizer.report.components[0].status == "unsearched"
+    assert (weight != start).all()
+
+
+def test_a_group_with_momentum_needs_an_optimizer_that_keeps_one() -> None:
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": [weights[0]]}, {"params": [weights[1]], "betas": (0.9, 0.999)}]
+    with pytest.raises(armijo.ConfigurationError, match="keeps no momentum"):
+        armijo.AdamSLS(groups, betas=(0.0, 0.999))
+    optimizer = armijo.AdamSLS(groups[:1], betas=(0.0, 0.999))
+    optimizer.param_groups[0]["betas"] = (0.9, 0.999)
+    with pytest.raises(armijo.ConfigurationError, match="cycle_momentum=False"):
+        optimizer.step(lambda: (weights[0] ** 2).sum())
+    mixed = armijo.AdamSLS([groups[1], {"params": [weights[0]], "betas": (0.0, 0.999)}])
+    mixed.step(lambda: sum((w**2).sum() for w in weights))
+    assert torch.equal(mixed.state[weights[0]]["exp_avg"], weights[0].grad)
+
+
+class Foreseeing(armijo.Guess):
+    """Expects half of what it will say."""
+
+    def __init__(self, factor: float | None) -> None:
+        self.factor = factor
+
+    def initial_step_size(self) -> float:
+        return 0.1
+
+    def next(self, step_size: float, line: Any, memory: Any) -> float:
+        return step_size
+
+    def expected(self, step_size: float, memory: Any) -> float | None:
+        return None if self.factor is None else step_size * self.factor
+
+
+@every("factor", [1.0, 0.5, 2.0, math.nan, -1.0, math.inf])
+def test_a_wrong_expectation_costs_time_and_changes_nothing(factor: float) -> None:
+    ends = []
+    for expected in (None, factor):
+        parameters = [torch.nn.Parameter(p) for p in tensors(1, torch.float64)]
+        search = armijo.Backtracking(guess=Foreseeing(expected))
+        optimizer = armijo.LineSearch(parameters, search=search, partition=armijo.Together())
+        for k in range(4):
+            targets = tensors(10 + k, torch.float64)
+            optimizer.step(lambda targets=targets, parameters=parameters: distance(parameters, targets))
+        ends.append([p.detach() for p in parameters])
+    assert_close(*ends, ulps=20)
