@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 import armijo
 from armijo.directions.adam import AdamDirection
-from armijo.directions.base import ParameterState, Tensors
+from armijo.directions.base import ParameterState, Tensors, Workspace
 from armijo.directions.fused import FusedAdamKernel
 from armijo.directions.kernel import StoredKernel
 from armijo.snapshot import Snapshot
@@ -49,7 +49,7 @@ def both(direction: AdamDirection, dtype: torch.dtype) -> tuple[Any, Any, Tensor
         states = states_of(direction, parameters)
         group = group_of(direction)
         if fused:
-            kernel: Any = direction.kernel(parameters, grads, states, group)
+            kernel: Any = direction.kernel(parameters, grads, states, group, Workspace())
             assert isinstance(kernel, FusedAdamKernel)
         else:
             kernel = StoredKernel(direction, grads, states, group, direction.search_direction(grads, states, group))
@@ -179,7 +179,7 @@ def test_gradients_keep_every_bit_where_they_stand_in_for_the_momentum() -> None
     odd = torch.tensor([-0.0, 0.0, 1e-45, -1e-40, 3e38, -1.5, 2**-126])
     grads, states = [odd.clone()], [{"step": torch.tensor(1.0), "exp_avg_sq": torch.zeros(7)}]
     direction = AdamDirection((0.0, 0.999))
-    kernel = direction.kernel([torch.ones(7)], grads, states, group_of(direction))
+    kernel = direction.kernel([torch.ones(7)], grads, states, group_of(direction), Workspace())
     assert kernel is not None
     kernel.commit([torch.ones(7)], 0.1, 0.0)
     assert grads[0].view(torch.int32).tolist() == odd.view(torch.int32).tolist()
@@ -212,7 +212,10 @@ def test_the_fused_kernel_leaves_alone_what_it_cannot_serve(
 ) -> None:
     parameters = [change(torch.randn(4, 5))]
     states = [{"step": torch.tensor(0.0), **direction.moments(parameters[0])}]
-    assert direction.kernel(parameters, [torch.ones_like(p) for p in parameters], states, group_of(direction)) is None
+    assert (
+        direction.kernel(parameters, [torch.ones_like(p) for p in parameters], states, group_of(direction), Workspace())
+        is None
+    )
 
 
 def test_a_subclass_steps_along_its_own_direction() -> None:
@@ -316,3 +319,49 @@ def test_a_wrong_expectation_costs_time_and_changes_nothing(factor: float) -> No
             optimizer.step(lambda targets=targets, parameters=parameters: distance(parameters, targets))
         ends.append([p.detach() for p in parameters])
     assert_close(*ends, ulps=20)
+
+
+class Waits(TorchFunctionMode):
+    """Counts where a device would be waited for: tensors read as numbers, those that count steps apart (on the CPU)."""
+
+    READS = ("item", "tolist", "__float__", "__int__", "__bool__", "__index__", "numpy", "equal", "allclose", "nonzero")
+
+    def __init__(self, optimizer: armijo.LineSearch) -> None:
+        super().__init__()
+        self.counters = {id(state["step"]) for state in optimizer.state.values()}
+        self.reads = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self.READS and id(args[0]) not in self.counters:
+            self.reads += 1
+        return func(*args, **(kwargs or {}))
+
+
+@every("fused", [True, False])
+@every("selection", [armijo.Jointly(), armijo.Every(2), armijo.EachAlone(0), armijo.Cycle(0)], ids=repr)
+def test_a_step_waits_for_the_device_once_and_once_more_for_each_trial(fused: bool, selection: Any) -> None:
+    shapes = [shape for shape in SHAPES if 0 not in shape]
+    parameters = [torch.nn.Parameter(p) for p in tensors(1, shapes=shapes)]
+    groups = [{"params": [p]} for p in parameters]
+    optimizer = armijo.LineSearch(groups, direction=AdamDirection(fused=fused), selection=selection)
+    for k in range(6):
+        targets = tensors(10 + k, shapes=shapes)
+        with Waits(optimizer) as waits:
+            optimizer.step(lambda targets=targets: distance(parameters, targets))
+        if k:
+            assert waits.reads == 1 + sum(len(search.trials) for search in optimizer.report.searches)
+        parameters[0].grad = None
+
+
+def test_several_micro_batches_are_fetched_together() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = armijo.AdamSLS([weight])
+    for _ in range(3):
+        objective = armijo.Objective()
+        for target in (1.5, 2.0, 3.0):
+            objective.baseline(lambda target=target: (weight - target).square().sum() / 3).backward()
+        with Waits(optimizer) as waits:
+            optimizer.step(objective)
+        optimizer.zero_grad()
+    trials = len(optimizer.report.searches[0].trials)
+    assert waits.reads == 1 + 3 * trials

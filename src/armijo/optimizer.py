@@ -16,7 +16,7 @@ from armijo.components.merging import Merging, NeverMerge
 from armijo.components.partition import ByLabel, Component, Partition, check_components
 from armijo.components.selection import Jointly, Selection
 from armijo.directions.adam import AdamDirection
-from armijo.directions.base import Direction
+from armijo.directions.base import Direction, Workspace
 from armijo.errors import ClosureContractError, ConfigurationError, MissingClosureError
 from armijo.evaluation.objective import Closure, Objective
 from armijo.evaluation.reduction import ALONE
@@ -269,6 +269,7 @@ class LineSearch(Optimizer):
         self._differentiates = False
         self._watch = BetweenStepsWatch()
         self._copies = Copies()
+        self._workspace = Workspace()
         self._reduction = ALONE
         self._observers: OrderedDict[int, Observer] = OrderedDict()  # a plain dict takes no weak reference
         self.register_observer(HealthMonitor(maximize=self.param_groups[0]["maximize"]))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from armijo.directions.base import Direction, ParameterState, Tensors, inherits
+from armijo.directions.base import Direction, ParameterState, Tensors, Workspace, inherits
 from armijo.directions.fused import FusedAdamKernel
 from armijo.errors import ConfigurationError
 
@@ -114,13 +114,18 @@ class AdamDirection(Direction):
         return group["betas"][0] == 0 and inherits(self, AdamDirection, "search_direction", "update")
 
     def kernel(
-        self, parameters: Tensors, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]
+        self,
+        parameters: Tensors,
+        grads: Tensors,
+        states: list[ParameterState],
+        group: Mapping[str, Any],
+        workspace: Workspace,
     ) -> FusedAdamKernel | None:
         """The fused kernel, if it is wanted and takes these tensors; a subclass with other arithmetic has none."""
         usable = self.fused and inherits(self, AdamDirection, *_FUSED)
         if not usable or not FusedAdamKernel.takes(parameters, grads, states):
             return None
-        return FusedAdamKernel(grads, states, group)
+        return FusedAdamKernel(grads, states, group, workspace)
 
 
 _FUSED = ("moments", "search_direction", "update", "record_step", "probes", "updates_along_search")

@@ -11,11 +11,28 @@ import torch
 if TYPE_CHECKING:
     from armijo.directions.kernel import Kernel
 
-__all__ = ["Direction", "ParameterState", "Tensors", "inherits"]
+__all__ = ["Direction", "ParameterState", "Tensors", "Workspace", "inherits"]
 
 Tensors = list[torch.Tensor]
 ParameterState = dict[str, Any]
 """`optimizer.state[p]`: "step" (a float32 scalar on the CPU, torch's t) and the moments."""
+
+
+class Workspace:
+    """Memory to compute in, kept from step to step and shared by kernels: what lies there lasts for one call.
+
+    All numbers in it are finite: after a gradient that is not, an optimizer takes another workspace.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[torch.device, torch.dtype, int], torch.Tensor] = {}
+
+    def rows(self, n: int, size: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Some rows of so many numbers, of the device and dtype of a tensor."""
+        key = (like.device, like.dtype, n)
+        if key not in self._rows or self._rows[key].shape[1] < size:
+            self._rows[key] = torch.zeros(n, size, dtype=like.dtype, device=like.device)
+        return tuple(row[:size] for row in self._rows[key])
 
 
 def inherits(part: object, owner: type, *methods: str) -> bool:
@@ -114,7 +131,12 @@ class Direction(Protocol):
         return False
 
     def kernel(
-        self, parameters: Tensors, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]
+        self,
+        parameters: Tensors,
+        grads: Tensors,
+        states: list[ParameterState],
+        group: Mapping[str, Any],
+        workspace: Workspace,
     ) -> Kernel | None:
         """The same arithmetic, up to a rounding error, in fewer passes over memory. None by default.
 
@@ -125,5 +147,6 @@ class Direction(Protocol):
             grads: their gradients; not to be changed.
             states: their states; not to be changed before the commit. "step" counts the steps before this one.
             group: the parameter group.
+            workspace: memory to compute in.
         """
         return None

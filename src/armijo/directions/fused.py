@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from armijo.directions.base import ParameterState, Tensors
+from armijo.directions.base import ParameterState, Tensors, Workspace
 
 __all__ = ["FusedAdamKernel"]
 
@@ -56,17 +56,21 @@ class FusedAdamKernel:
         grads: the gradients.
         states: the parameters' states: "step", "exp_avg_sq", and "exp_avg" where it is kept.
         group: the parameter group.
+        workspace: memory to compute in.
     """
 
     sums_gradients = True
 
-    def __init__(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> None:
+    def __init__(
+        self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any], workspace: Workspace
+    ) -> None:
         self._beta1, self._beta2 = map(float, group["betas"])
         self._eps = float(group["eps"])
         self._grads = grads
         self._states = states
         self._squares = [state["exp_avg_sq"] for state in states]
         self._means = [state["exp_avg"] for state in states if "exp_avg" in state]
+        self._workspace = workspace
         self.stays = self._beta1 == 0
 
     @staticmethod
@@ -160,7 +164,7 @@ class FusedAdamKernel:
             total += size
         bounds.append(len(sizes))
         longest = max(sum(sizes[low:high]) for low, high in pairwise(bounds))
-        scratch = torch.zeros(3, longest, dtype=grads[0].dtype).unbind()
+        scratch = self._workspace.rows(3, longest, grads[0])
         return [
             _Part(low, high, owners[low:high], grads[low:high], squares[low:high], *_cut(scratch, sizes[low:high]))
             for low, high in pairwise(bounds)

@@ -12,7 +12,7 @@ import torch
 
 from armijo.checks import check_maximize, check_values
 from armijo.components.partition import Component
-from armijo.directions.base import Direction, ParameterState, Tensors
+from armijo.directions.base import Direction, ParameterState, Tensors, Workspace
 from armijo.directions.kernel import Kernel, StoredKernel, StoredVectors, dot
 from armijo.errors import ConfigurationError
 from armijo.evaluation.objective import Objective
@@ -314,7 +314,7 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
         parameters=local,
         grads=grads,
         states=states,
-        kernel=_kernel(direction, local, grads, states, group),
+        kernel=_kernel(direction, local, grads, states, group, optimizer._workspace),
         probes={name: StoredVectors(vectors) for name, vectors in probes.items()},
         shards=[count_shards(p) for p in parameters],
         new=any(not optimizer.state.get(p) for p in parameters),
@@ -323,9 +323,14 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
 
 
 def _kernel(
-    direction: Direction, parameters: Tensors, grads: Tensors, states: list[ParameterState], group: dict[str, Any]
+    direction: Direction,
+    parameters: Tensors,
+    grads: Tensors,
+    states: list[ParameterState],
+    group: dict[str, Any],
+    workspace: Workspace,
 ) -> Kernel:
-    if kernel := direction.kernel(parameters, grads, states, group) if parameters else None:
+    if kernel := direction.kernel(parameters, grads, states, group, workspace) if parameters else None:
         return kernel
     directions = direction.search_direction(grads, states, group) if parameters else []
     _check_shapes(direction, "search_direction", directions, grads)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from armijo.components.merging import Merge
+from armijo.directions.base import Workspace
 from armijo.errors import ConfigurationError
 from armijo.evaluation.objective import Closure, Objective
 from armijo.evaluation.reduction import Reduction
@@ -124,11 +125,13 @@ def take_step(
             plan = _decide(optimizer, lines, plan)
         except BaseException:
             baseline.undo()
+            optimizer._workspace = Workspace()
             raise
         if plan.decisions[0].status is Status.NONFINITE:
             # The generators go on, or the same masks would meet the next batch; what the forward wrote into buffers
             # may be as broken as its loss.
             objective.restore_before_baseline(generators=False)
+            optimizer._workspace = Workspace()
         else:
             objective.restore_after_baseline()
             _commit(optimizer, lines, plan, snapshot)
@@ -212,7 +215,9 @@ def _search(
         block = Block.of(lines, first)
         result = _search_block(optimizer, block, moved, evaluate_at)
         searches.append(result)
-        found |= {place: _decide_component(block, place, found.get(place), result) for place in places}
+        step_sizes = block.step_sizes(result.outcome.step_size)
+        for place in places:
+            found[place] = _decide_component(lines[place], step_sizes[place], found.get(place), result)
     optimizer.selection.remember(searches, steps, memory)
     decisions = (found.get(place, _unsearched(optimizer, each)) for place, each in enumerate(lines))
     return Plan(tuple(decisions), memory, tuple(searches))
@@ -279,10 +284,9 @@ def _search_block(
     return SearchResult(tuple(block.members), block.line, block.first, outcome, tuple(trials))
 
 
-def _decide_component(block: Block, place: int, before: Decision | None, result: SearchResult) -> Decision:
+def _decide_component(each: ComponentLine, step_size: float, before: Decision | None, result: SearchResult) -> Decision:
     """What a search has decided about a component, after an earlier search of the same step or none."""
-    each, outcome = block.members[place], result.outcome
-    step_size = block.step_sizes(outcome.step_size)[place]
+    outcome = result.outcome
     trials = len(result.trials) + (before.trials if before else 0)
     if step_size > 0:
         return Decision(step_size, step_size, outcome.status, trials, outcome.loss)
