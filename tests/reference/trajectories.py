@@ -60,7 +60,9 @@ def trace(optimizer: Any, closures: list[Callable[[], torch.Tensor]]) -> str:
             for parameter in group["params"]:
                 digest.update(parameter.detach().numpy().tobytes())
                 state = optimizer.state.get(parameter, {})
-                digest.update(b"".join(state[key].numpy().tobytes() for key in sorted(state)))
+                # Without momentum exp_avg is the last gradient, and no longer kept.
+                kept = [key for key in sorted(state) if key != "exp_avg" or group["betas"][0] > 0]
+                digest.update(b"".join(state[key].numpy().tobytes() for key in kept))
     return digest.hexdigest()
 
 
