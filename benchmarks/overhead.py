@@ -1,11 +1,11 @@
-"""Training time and peak memory of each optimizer against torch.optim.AdamW: ratios of one run, as a Markdown table.
+"""Training time and peak memory of each optimizer against torch's fused AdamW: ratios of one run, as a Markdown table.
 
 A BERT of the given shape with random weights learns random labels; time and memory do not care what it learns. For
-the time, all optimizers take turns in one process, a few steps each, so that a noisy machine disturbs all alike; the
-first steps, whose search starts far away, are left out and stated by `forwards a step` alone. For the memory, each
-optimizer runs in a process of its own: the peak above what was in use before the model was built.
+the time, all optimizers take turns in one process, a step each, so that a noisy machine disturbs all alike. *All steps*
+is the time of the whole run, the first search included; *a later step* is the median of those after the first eight.
+For the memory, each optimizer runs in a process of its own: the peak above what was in use before the model was built.
 
-Run: python benchmarks/overhead.py [--shape mini] [--device cpu] [--rounds 3]
+Run: python benchmarks/overhead.py [--shape mini] [--device cpu] [--steps 80] [--only "AdamSLS" ...]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import armijo
 
@@ -33,15 +34,22 @@ SHAPES = {  # layers, hidden, heads, feed-forward
     "large": (24, 1024, 16, 4096),
 }
 METHODS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=2e-5),
+    "AdamW, fused": lambda model: torch.optim.AdamW(model.parameters(), lr=2e-5, fused=True),
+    "AdamW, foreach": lambda model: torch.optim.AdamW(model.parameters(), lr=2e-5, foreach=True),
     "SGDSLS": lambda model: armijo.SGDSLS(model.parameters()),
     "AdamSLS": lambda model: armijo.AdamSLS(model.parameters()),
+    "AdamSLS, β1 = 0": lambda model: armijo.AdamSLS(model.parameters(), betas=(0.0, 0.999)),
+    "AdamSLS, on demand": lambda model: armijo.AdamSLS(model.parameters(), selection=armijo.OnDemand()),
     "PLASLS by layer": lambda model: armijo.PLASLS(armijo.split(model, by="layer")),
     "PLASLS by projection": lambda model: armijo.PLASLS(armijo.split(model, by="projection")),
     "PLASLS, every component every step": lambda model: armijo.PLASLS(
         armijo.split(model, by="layer"), selection=armijo.EachAlone()
     ),
 }
+
+
+_FIRST = 8
+"""Steps that are not *later steps*: the first search starts far away."""
 
 
 class Run:
@@ -60,7 +68,7 @@ class Run:
         self.seconds: list[float] = []
         self.forwards: list[int] = []
 
-    def steps(self, n: int, *, timed: bool) -> None:
+    def steps(self, n: int) -> None:
         for _ in range(n):
             shape = (self.args.batch_size, self.args.length)
             tokens = torch.randint(1000, 20000, shape, generator=self.generator).to(self.args.device)
@@ -69,10 +77,9 @@ class Run:
             start = time.perf_counter()
             self._step(lambda x=tokens, y=labels: nn.functional.cross_entropy(self.model(x).logits, y))
             self._synchronize()
-            if timed:
-                self.seconds.append(time.perf_counter() - start)
-                report = getattr(self.optimizer, "report", None)
-                self.forwards.append(1 if report is None else report.forwards)
+            self.seconds.append(time.perf_counter() - start)
+            report = getattr(self.optimizer, "report", None)
+            self.forwards.append(1 if report is None else report.forwards)
 
     def _step(self, closure: Callable[[], torch.Tensor]) -> None:
         if isinstance(self.optimizer, armijo.LineSearch):
@@ -93,7 +100,7 @@ def peak_memory(args: argparse.Namespace) -> float:
 
     before = _peak_resident()
     run = Run(args.memory_of, args)
-    run.steps(8, timed=False)
+    run.steps(8)
     if args.device == "cuda":
         return torch.cuda.max_memory_allocated()
     return _peak_resident() - before
@@ -113,8 +120,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="mini")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="steps of each optimizer in a round")
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS), metavar="OPTIMIZER")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory-of", choices=METHODS, help=argparse.SUPPRESS)
@@ -123,33 +130,34 @@ def main() -> None:
     if args.memory_of:
         print(json.dumps(peak_memory(args)))
         return
+    methods = dict.fromkeys([next(iter(METHODS)), *args.only])
     memory: dict[str, float] = {}
-    for method in METHODS:
+    for method in methods:
         command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", method]
         memory[method] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    runs = {method: Run(method, args) for method in METHODS}
-    for run in runs.values():
-        run.steps(8, timed=False)
-    for _ in range(args.rounds):
+    runs = {method: Run(method, args) for method in methods}
+    for _ in tqdm(range(args.steps), disable=None):
         for run in runs.values():
-            run.steps(args.steps, timed=True)
+            run.steps(1)
     print(table(runs, memory, args))
 
 
 def table(runs: dict[str, Any], memory: dict[str, float], args: argparse.Namespace) -> str:
-    base_time, base_memory = statistics.median(runs["AdamW"].seconds), memory["AdamW"]
+    base, base_memory = runs["AdamW, fused"].seconds, memory["AdamW, fused"]
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} threads"
     lines = [
         f"BERT {args.shape}, batches of {args.batch_size} × {args.length} tokens, {device}, torch {torch.__version__}, "
-        f"median of {args.rounds * args.steps} steps after 8; AdamW: {1000 * base_time:.0f} ms a step, "
+        f"{args.steps} steps; AdamW, fused: {1000 * statistics.median(base[_FIRST:]):.0f} ms a step, "
         f"{base_memory / 2**20:.0f} MiB",
         "",
-        "| optimizer | time a step | peak memory | forwards a step |",
-        "|---|---|---|---|",
+        "| optimizer | all steps | a later step | peak memory | forwards a step |",
+        "|---|---|---|---|---|",
     ]
     for method, run in runs.items():
         lines.append(
-            f"| {method} | {statistics.median(run.seconds) / base_time:.2f}× | {memory[method] / base_memory:.2f}× "
+            f"| {method} | {sum(run.seconds) / sum(base):.2f}× "
+            f"| {statistics.median(run.seconds[_FIRST:]) / statistics.median(base[_FIRST:]):.2f}× "
+            f"| {memory[method] / base_memory:.2f}× "
             f"| {statistics.mean(run.forwards):.2f} |"
         )
     return "\n".join(lines)

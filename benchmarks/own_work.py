@@ -3,17 +3,20 @@
 Parameters of a BERT's shapes have random gradients, and the loss costs nothing, so that only the own work is
 left. Each trial but the last is rejected. All optimizers share parameters and gradients, and keep moments of their own.
 
-Run: python benchmarks/own_work.py [--shape minilm] [--rounds 9] [--threads 1] [--components 1 10 50 200]
+Run: python benchmarks/own_work.py [--shape minilm] [--rounds 9] [--threads 1] [--device cpu] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +43,15 @@ def in_components(parameters: list[torch.nn.Parameter], n: int) -> list[dict[str
     return [group for group in groups if group["params"]]
 
 
+def timed(device: torch.device, step: Callable[[], object]) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    step()
+    wait()
+    return time.perf_counter() - start
+
+
 @dataclass
 class Run:
     """One optimizer and how long its steps took."""
@@ -49,11 +61,9 @@ class Run:
     seconds: list[float] = field(default_factory=list)
 
     def step(self) -> float:
-        if not isinstance(self.optimizer, armijo.LineSearch):
-            start = time.perf_counter()
-            self.optimizer.step()
-            return time.perf_counter() - start
         first = self.optimizer.param_groups[0]["params"][0]
+        if not isinstance(self.optimizer, armijo.LineSearch):
+            return timed(first.device, self.optimizer.step)
         evaluations = 0
 
         def loss() -> torch.Tensor:
@@ -62,15 +72,13 @@ class Run:
             if torch.is_grad_enabled():
                 return first.view(-1)[:1].sum() * 0 + 1.0
             rejected = (evaluations - 1) % self.trials
-            return torch.tensor(2.0 if rejected else -1e9)
+            return torch.tensor(2.0 if rejected else -1e9, device=first.device)
 
         objective = armijo.Objective(modules=[])
         objective.baseline(loss)
         for group in self.optimizer.param_groups:
             group["step_size"] = STEP_SIZE
-        start = time.perf_counter()
-        self.optimizer.step(objective)
-        taken = time.perf_counter() - start
+        taken = timed(first.device, partial(self.optimizer.step, objective))
         report = self.optimizer.report
         assert report is not None
         assert report.forwards == 1 + self.trials * len(report.searches)
@@ -80,15 +88,15 @@ class Run:
 def optimizers(parameters: list[torch.nn.Parameter], components: list[int]) -> dict[str, Callable[[], Run]]:
     never = armijo.Every(10**9)
 
-    def adam(betas: tuple[float, float], trials: int = 1, **options: Any) -> Callable[[], Run]:
-        return lambda: Run(armijo.AdamSLS(parameters, betas=betas, **options), trials)
-
-    def foreach() -> Run:
-        direction = armijo.AdamDirection((0.0, 0.999), fused=False)
-        return Run(armijo.LineSearch(parameters, direction=direction, partition=armijo.Together()))
+    def adam(betas: tuple[float, float], trials: int = 1, *, fused: bool = True, **parts: Any) -> Callable[[], Run]:
+        direction = armijo.AdamDirection(betas, fused=fused)
+        return lambda: Run(
+            armijo.LineSearch(parameters, direction=direction, partition=armijo.Together(), **parts), trials
+        )
 
     def plasls(n: int, betas: tuple[float, float], selection: armijo.Selection) -> Callable[[], Run]:
-        return lambda: Run(armijo.PLASLS(in_components(parameters, n), betas=betas, selection=selection))
+        direction, groups = armijo.AdamDirection(betas, fused=True), in_components(parameters, n)
+        return lambda: Run(armijo.LineSearch(groups, direction=direction, selection=selection))
 
     with_momentum, without = (0.9, 0.999), (0.0, 0.999)
     rows: dict[str, Callable[[], Run]] = {
@@ -98,7 +106,7 @@ def optimizers(parameters: list[torch.nn.Parameter], components: list[int]) -> d
         "AdamSLS, β1 = 0": adam(without),
         "AdamSLS, β1 = 0, 2 trials": adam(without, 2),
         "AdamSLS, β1 = 0, 3 trials": adam(without, 3),
-        "AdamSLS, β1 = 0, foreach": foreach,
+        "AdamSLS, β1 = 0, foreach": adam(without, fused=False),
         "AdamSLS, no search": adam(with_momentum, selection=never),
         "AdamSLS, β1 = 0, no search": adam(without, selection=never),
         "SGDSLS": lambda: Run(armijo.SGDSLS(parameters)),
@@ -115,11 +123,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--components", type=int, nargs="*", default=[1, 10, 50, 200])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="where to write the numbers too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     logging.getLogger("armijo").setLevel(logging.ERROR)
-    parameters = [torch.nn.Parameter(0.05 * torch.randn(shape)) for shape in bert(*SHAPES[args.shape])]
+    shapes = bert(*SHAPES[args.shape])
+    parameters = [torch.nn.Parameter(0.05 * torch.randn(shape, device=args.device)) for shape in shapes]
     for parameter in parameters:
         parameter.grad = 1e-3 * torch.randn_like(parameter)
     runs = {name: make() for name, make in optimizers(parameters, args.components).items()}
@@ -131,15 +142,20 @@ def main() -> None:
             run.seconds.append(run.step())
     base = statistics.median(runs["torch AdamW, fused"].seconds)
     millions = sum(parameter.numel() for parameter in parameters) / 1e6
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} thread(s)"
     print(
-        f"Own work of a step, {millions:.1f} million parameters, CPU, {args.threads} thread(s), torch "
-        f"{torch.__version__}, median of {args.rounds} steps (and the least)\n"
+        f"Own work of a step, {millions:.1f} million parameters, {where}, torch {torch.__version__}, median of "
+        f"{args.rounds} steps (and the least)\n"
     )
     print("| optimizer | ms | against AdamW fused |")
     print("|---|---|---|")
     for name, run in runs.items():
         middle, least = statistics.median(run.seconds), min(run.seconds)
         print(f"| {name} | {1000 * middle:.1f} ({1000 * least:.1f}) | {middle / base:.2f} |")
+    if args.json:
+        seconds = {name: run.seconds for name, run in runs.items()}
+        made = {"where": where, "torch": torch.__version__, "parameters": millions * 1e6, "seconds": seconds}
+        args.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -365,3 +365,32 @@ def test_several_micro_batches_are_fetched_together() -> None:
         optimizer.zero_grad()
     trials = len(optimizer.report.searches[0].trials)
     assert waits.reads == 1 + 3 * trials
+
+
+def test_the_default_dtype_and_device_are_the_users_own() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0]))
+    optimizer = armijo.AdamSLS([weight], betas=(0.0, 0.999))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            for _ in range(3):
+                optimizer.step(lambda: (weight**2).sum())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.report.components[0].status == "accepted"
+    assert 0 < abs(weight.item()) < 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU is needed")
+@every("beta1", [0.0, 0.9])
+def test_on_a_gpu_the_fused_kernel_takes_the_steps_of_the_stored_directions(beta1: float) -> None:
+    ends = []
+    for fused in (True, False):
+        parameters = [torch.nn.Parameter(p.cuda()) for p in tensors(1)]
+        direction = AdamDirection((beta1, 0.999), fused=fused)
+        optimizer = armijo.LineSearch(parameters, direction=direction, partition=armijo.Together())
+        for k in range(6):
+            targets = [t.cuda() for t in tensors(10 + k)]
+            optimizer.step(lambda targets=targets, parameters=parameters: distance(parameters, targets))
+        ends.append([p.detach().cpu() for p in parameters])
+    assert_close(*ends, ulps=100)

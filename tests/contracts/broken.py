@@ -630,3 +630,29 @@ class DerivesFromNothing:
 
     def propose(self, step_sizes: Sequence[float], memory: Memory) -> Merge | None:
         return None
+
+
+# ------------------------------------------------------------------------------------------------ what only saves time
+
+
+class DueByNumber(armijo.Jointly):
+    def due(self, loss: Callable[[], float], step: int, memory: Memory) -> bool:
+        return step % 2  # type: ignore[return-value]
+
+
+class ExpectsNothing(armijo.Growth):
+    def expected(self, step_size: float, memory: Memory) -> float | None:
+        return 0.0
+
+
+class ClaimsToStay(armijo.AdamDirection):
+    def updates_along_search(self, group: Group) -> bool:
+        return True
+
+
+class KeepsTheKernel(armijo.AdamDirection):
+    def search_direction(self, grads: Tensors, states: States, group: Group) -> Tensors:
+        return [direction / 2 for direction in super().search_direction(grads, states, group)]
+
+    def kernel(self, parameters: Tensors, grads: Tensors, states: States, group: Group, workspace: Any) -> Any:
+        return armijo.AdamDirection().kernel(parameters, grads, states, group, workspace)

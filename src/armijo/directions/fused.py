@@ -18,8 +18,10 @@ from armijo.directions.base import ParameterState, Tensors, Workspace
 
 __all__ = ["FusedAdamKernel"]
 
-_PART = 1 << 18
+_PART = {"cpu": 1 << 18}
 """Numbers in a part: a megabyte of float32 for each of gradient, moments, direction and parameter."""
+_PART_ELSEWHERE = 1 << 23
+"""A device of its own has no cache to stay in, and wants few calls."""
 _LONGEST_LERP = 1e6
 """A point further away than this may have overflowed, and nothing between it and w₀ can be found from it."""
 
@@ -64,6 +66,8 @@ class FusedAdamKernel:
     def __init__(
         self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any], workspace: Workspace
     ) -> None:
+        self._device = grads[0].device
+        self._part = _PART.get(self._device.type, _PART_ELSEWHERE)
         self._beta1, self._beta2 = map(float, group["betas"])
         self._eps = float(group["eps"])
         self._grads = grads
@@ -74,16 +78,18 @@ class FusedAdamKernel:
         self.stays = self._beta1 == 0
 
     @staticmethod
-    def takes(parameters: Tensors, grads: Tensors, states: list[ParameterState]) -> bool:
-        """Whether the kernel can serve these tensors: on the CPU, dense, in single or double precision, all alike."""
+    def takes(
+        parameters: Tensors, grads: Tensors, states: list[ParameterState], devices: Sequence[str] = ("cpu",)
+    ) -> bool:
+        """Whether the kernel can serve these tensors: on such a device, dense, in single or double precision, alike."""
         if not parameters or parameters[0].dtype not in (torch.float32, torch.float64):
             return False
-        dtype = parameters[0].dtype
+        dtype, device = parameters[0].dtype, parameters[0].device
         moments = (moment for state in states for name, moment in state.items() if name != "step")
-        return all(
+        return device.type in devices and all(
             type(tensor) in (torch.Tensor, torch.nn.Parameter)
             and tensor.dtype == dtype
-            and tensor.device.type == "cpu"
+            and tensor.device == device
             and tensor.is_contiguous()
             for tensors in (parameters, grads, moments)
             for tensor in tensors
@@ -97,7 +103,7 @@ class FusedAdamKernel:
     def slopes_ahead(self, parameters: Tensors, start: Tensors, step_size: float) -> list[tuple[int, torch.Tensor]]:
         """Σ g²·P of each piece; each part of the parameters is copied and moved while its direction is at hand."""
         steps, terms = self._steps(ahead=1), []
-        moved, saved = _pieces(parameters), _pieces(start)
+        moved, saved = self._pieces(parameters), self._pieces(start)
         high = 0
         try:
             for part in self._parts:
@@ -126,7 +132,7 @@ class FusedAdamKernel:
             return
         if at != 0:
             torch._foreach_copy_(parameters, start)
-        steps, moved = self._steps(ahead=1), _pieces(parameters)
+        steps, moved = self._steps(ahead=1), self._pieces(parameters)
         for part in self._parts:
             torch._foreach_copy_(part.new_squares, part.squares)
             moving, counts = moved[part.low : part.high], [steps[i] for i in part.owners]
@@ -153,12 +159,12 @@ class FusedAdamKernel:
 
     @cached_property
     def _parts(self) -> list[_Part]:
-        grads, squares = _pieces(self._grads), _pieces(self._squares)
-        owners = [i for i, grad in enumerate(self._grads) for _ in range(0, max(grad.numel(), 1), _PART)]
+        grads, squares = self._pieces(self._grads), self._pieces(self._squares)
+        owners = [i for i, grad in enumerate(self._grads) for _ in range(0, max(grad.numel(), 1), self._part)]
         sizes = [piece.numel() for piece in grads]
         bounds, total = [0], 0
         for number, size in enumerate(sizes):
-            if total + size > _PART:
+            if total + size > self._part:
                 bounds.append(number)
                 total = 0
             total += size
@@ -172,11 +178,19 @@ class FusedAdamKernel:
 
     def _steps(self, ahead: int = 0) -> Tensors:
         """Each parameter's number of this step, which "step" counts already or, `ahead` of the commit, not yet."""
-        if not ahead:
+        if not ahead and self._device.type == "cpu":
             return [state["step"] for state in self._states]
-        counts = [float(state["step"]) for state in self._states]
-        tensors = {count: torch.tensor(count + ahead) for count in set(counts)}
+        counts = [float(state["step"]) + ahead for state in self._states]
+        tensors = {count: torch.tensor(count, dtype=torch.float32, device=self._device) for count in set(counts)}
         return [tensors[count] for count in counts]
+
+    def _pieces(self, tensors: Tensors) -> Tensors:
+        """The tensors in order, flat, the large ones cut up."""
+        pieces: Tensors = []
+        for tensor in tensors:
+            flat = tensor if tensor.ndim == 1 else tensor.view(-1)
+            pieces += flat.split(self._part) if flat.numel() > self._part else (flat,)
+        return pieces
 
     def _adamw(
         self,
@@ -204,15 +218,6 @@ class FusedAdamKernel:
             amsgrad=False,
             maximize=False,
         )
-
-
-def _pieces(tensors: Tensors) -> Tensors:
-    """The tensors in order, flat, the large ones cut up."""
-    pieces: Tensors = []
-    for tensor in tensors:
-        flat = tensor if tensor.ndim == 1 else tensor.view(-1)
-        pieces += flat.split(_PART) if flat.numel() > _PART else (flat,)
-    return pieces
 
 
 def _cut(rows: Sequence[torch.Tensor], sizes: list[int]) -> list[Tensors]:

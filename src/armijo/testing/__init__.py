@@ -57,18 +57,19 @@ def assert_contract(part: object, *, derivatives: Sequence[str] = ("last_step",)
       plain numbers and lists each time; nothing else is written to `memory`.
     - Criterion: a number, never NaN; negative only with `two_sided`; `inf` where the loss is NaN or infinite. While the
       memory is fresh, no step is too long on a line that falls as its slope says; later, not every step is.
-    - Guess: finite step sizes > 0, whatever the line, from a slope of 1e-8 on.
+    - Guess: finite step sizes > 0, whatever the line, from a slope of 1e-8 on; the same or None from `expected`.
     - Search: a finite first step size > 0, on any line; an `Outcome` after at most 1000 evaluations, none of them
       beyond `line.longest`, and without any from `without_search`. It accepts only what it evaluated, with the loss
       there. It moves to no infinite loss, and not on a line that climbs, unless it is a search that evaluates nothing
       at all.
     - Selection: blocks of existing places, none twice in one block, also after merges and when groups are added; what
-      has moved before a block lies outside it.
+      has moved before a block lies outside it; True or False from `due`.
     - Merging: None, or a `Merge` of two existing places into a finite step size > 0.
     - Partition: every group in exactly one component, components and groups in ascending order, distinct labels.
     - Direction: moments of the parameter's shape and dtype, all zero; a search phase that writes nothing; updates that
       write the moments in place; ⟨g, d⟩ > 0 at the first gradient and ≥ 0 after any commits; updates at most three
-      times as long as the search direction; finite answers to zero gradients; stable probes.
+      times as long as the search direction, and equal to it where `updates_along_search` says so; finite answers to
+      zero gradients; stable probes; a `kernel`, if there is one, that computes the same.
 
     Args:
         part: an instance of a class that derives from its family's class, such as `armijo.Criterion`. A part of

@@ -24,7 +24,13 @@ def check_selection(contract: Contract) -> None:
             memory = contract.open_memory()
             loss, sign = contract.random.choice([0.0, 1.0, 0.97**step]), contract.random.choice([-1.0, 0.0, 1.0, 1.0])
             lines = [replace(line, loss=loss, slope=sign * line.slope) for line in contract.lines(size)]
-            blocks = _blocks(contract, lines, step, memory)
+            due = contract.call("due", lambda: 1.0, step, memory)
+            contract.require(
+                isinstance(due, bool),
+                f"answered {due!r} from due",
+                "It says whether to search at this step at all: True or False.",
+            )
+            blocks = _blocks(contract, lines, step, memory) if due else []
             contract.call("remember", _searches(contract, lines, blocks), step, memory)
             if size > 1 and step in (n + 1, 2 * n + 2):
                 size -= 1

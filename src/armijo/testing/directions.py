@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from armijo.directions.base import ParameterState, Tensors
+from armijo.directions.base import ParameterState, Tensors, Workspace
 from armijo.errors import ConfigurationError
 from armijo.optimizer import LineSearch
 from armijo.testing.contract import Contract
@@ -98,6 +98,7 @@ class _DirectionRun:
         """One step; returns ‖u‖/‖d‖, 1 where d vanishes."""
         contract, kept = self.contract, [grad.clone() for grad in grads]
         directions = self._search_phase(grads)
+        searched = [direction.clone() for direction in directions]
         lengths = [_norm(directions)]
         for state in self._states:
             state["step"] += 1
@@ -105,6 +106,11 @@ class _DirectionRun:
         updates = contract.call("update", grads, self._states, directions, self._group)
         self._check_tensors("update", updates)
         lengths.append(_norm(updates))
+        contract.require(
+            not contract.call("updates_along_search", self._group) or all(map(torch.equal, updates, searched)),
+            "says updates_along_search, and its update is not the search direction, to the last bit",
+            "Return False: an accepted trial is left where it is only if the update leads there.",
+        )
         applied_updates = [update.clone() for update in updates]
         contract.call("record_step", self._states, updates, applied)
         contract.require(
@@ -141,6 +147,7 @@ class _DirectionRun:
             "Work on new tensors there and write the moments in update: a step may be abandoned after the search.",
         )
         self._check_tensors("search_direction", directions)
+        self._check_kernel(grads, directions)
         stored = {id(moment) for state in states for moment in state.values()}
         contract.require(
             not any(id(direction) in stored for direction in directions),
@@ -168,6 +175,26 @@ class _DirectionRun:
             "Search along the preconditioned gradient, and put the momentum into update alone.",
         )
         return directions
+
+    def _check_kernel(self, grads: Tensors, directions: Tensors) -> None:
+        """A kernel of the direction's own, if it has one, computes the same slopes and moves."""
+        contract, start = self.contract, randn(98)
+        parameters, copies = [p.clone() for p in start], [torch.empty_like(p) for p in start]
+        kernel = contract.call("kernel", parameters, grads, self._states, self._group, Workspace())
+        if kernel is None:
+            return
+        slopes = [0.0] * len(grads)
+        for place, term in kernel.slopes_ahead(parameters, copies, 0.25):
+            slopes[place] += float(term)
+        products = [float((grad * direction).sum()) for grad, direction in zip(grads, directions, strict=True)]
+        moved = [p - 0.25 * direction for p, direction in zip(start, directions, strict=True)]
+        contract.require(
+            all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(slopes, products, strict=True))
+            and all(torch.allclose(p, q, rtol=1e-9, atol=1e-12) for p, q in zip(parameters, moved, strict=True))
+            and all(map(torch.equal, copies, start)),
+            "has a kernel whose slopes or moves are not those of its search_direction",
+            "A kernel is the same arithmetic in another order; a subclass with another one returns None from kernel.",
+        )
 
     def _check_tensors(self, method: str, tensors: Any) -> None:
         contract = self.contract

@@ -112,6 +112,13 @@ def _initial_step_size(contract: Contract) -> float:
 
 
 def _next(contract: Contract, step_size: float, line: Line, memory: Memory) -> float:
+    before = copy_memory(memory)
+    expected = contract.call("expected", step_size, memory)
+    contract.require(
+        (expected is None or is_step_size(expected)) and memory == before,
+        f"returned {expected!r} from expected, or wrote to memory there",
+        "It returns what next is going to return, where that is known without the line, or None, and writes nothing.",
+    )
     found = contract.call("next", step_size, line, memory)
     contract.require(
         is_step_size(found),
