@@ -647,3 +647,23 @@ def test_the_docstrings_example_runs() -> None:
     outcome = doctest.testmod(splitting)
     assert outcome.attempted > 5
     assert outcome.failed == 0
+
+
+def test_blocks_of_different_classes_are_no_stack_of_layers() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+    class Other(One):
+        pass
+
+    assert {group["component"] for group in split(nn.Sequential(One(), One()), by="layer")} == {"layers.0", "layers.1"}
+    with pytest.raises(SplitError, match="whose members are of one class"):
+        split(nn.Sequential(One(), Other()), by="layer")
+
+
+def test_what_matches_no_pattern_is_counted() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    with pytest.raises(SplitError, match=r"No pattern matches 1\.weight, 1\.bias, 2\.weight and 3 more\."):
+        split(model, by={"head": "0.*"})

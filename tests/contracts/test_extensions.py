@@ -14,6 +14,7 @@ from torch import nn
 
 import armijo
 from armijo import Memory
+from armijo.components.partition import check_components
 from armijo.components.splitting import split
 from contracts.extensions import (
     AdaBelief,
@@ -495,6 +496,16 @@ class Sizeless(armijo.NeverMerge):
         return armijo.Merge(0, 1, None)  # pyright: ignore[reportArgumentType]
 
 
+class MergesBelowZero(armijo.NeverMerge):
+    def propose(self, step_sizes: Any, memory: Any) -> Any:
+        return armijo.Merge(0, 1, -0.1)
+
+
+class StepsBack(armijo.FixedStep):
+    def search(self, line: Any, first: float, evaluate: Any, memory: Any) -> armijo.Outcome:
+        return armijo.Outcome(-0.5, armijo.Status.UNSEARCHED)
+
+
 class Scalars(armijo.GradientDirection):
     def probes(self, states: Any, group: Any) -> Any:
         return {"far": [torch.ones(()) for _ in states]}
@@ -605,11 +616,18 @@ def test_a_recommended_class_says_where_other_parts_go(kind: Any, part: str) -> 
         (armijo.Component(3, (0, 1, 2, 3)),),  # pyright: ignore[reportArgumentType]
         (armijo.Component("a", (0, 1, 2, -1)),),
         (armijo.Component("a", (0, 1, 2, 3)), armijo.Component("b", ())),
+        (armijo.Component("", (0, 1, 2, 3)),),
+        (armijo.Component("a", [0, 1, 2, 3]),),  # pyright: ignore[reportArgumentType]
+        (armijo.Component("a", (0.0, 1, 2, 3)),),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_a_partition_that_loses_or_doubles_a_group_is_refused(answer: Any) -> None:
     with pytest.raises(armijo.ConfigurationError, match="lies in exactly one, and components and their groups ascend"):
+        check_components(Parted(answer), answer, 4)
+    with pytest.raises(armijo.ConfigurationError, match="of 1 parameter groups"):
         line_search(Problem(), partition=Parted(answer))
+    good = [armijo.Component("a", (0, 2)), armijo.Component("b", (1, 3))]
+    assert check_components(Parted(good), good, 4) == tuple(good)
 
 
 class RemembersNothing(armijo.Growth):
@@ -711,6 +729,8 @@ def test_two_parts_with_one_name_are_refused() -> None:
         ({"selection": NowhereBefore(0)}, "None have moved before"),
         ({"search": Nothing(1.0)}, "found the step size None"),
         ({"merging": Sizeless()}, "a finite step size > 0"),
+        ({"merging": MergesBelowZero()}, "a finite step size > 0"),
+        ({"search": StepsBack(1.0)}, r"found the step size -0\.5.*0 to stay"),
         ({"direction": Scalars()}, "probes returned .* one tensor of the same shape"),
         ({"direction": SometimesProbes()}, "probes names far for a parameter group, and none for no parameters"),
         (
@@ -785,6 +805,23 @@ def test_components_searched_alone_may_be_tested_together_at_last(c: float) -> N
         assert report.forwards == 1 + sum(len(each.trials) for each in report.searches)
         assert before != [group["step_size"] for group in optimizer.param_groups]
     assert shortened > 0, "alone they accept longer steps than together"
+
+
+class ClimbsInVectors(armijo.GradientDirection):
+    def search_direction(self, grads: Any, states: Any, group: Any) -> Any:
+        return [-grad if grad.ndim == 1 else grad for grad in grads]
+
+
+def test_a_component_that_stays_alone_stays_in_the_joint_test_too() -> None:
+    matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(3))
+    groups = [{"params": [vector]}, {"params": [matrix], "max_step_size": 0.05}]
+    optimizer = armijo.LineSearch(groups, direction=ClimbsInVectors(), selection=AloneThenTogether())
+    optimizer.step(lambda: matrix.square().sum() + vector.square().sum())
+    *_, together = optimizer.report.searches
+    assert together.components == ("group 0", "group 1")
+    assert (together.status, together.step_size) == ("accepted", 0.05)
+    assert torch.equal(vector, torch.ones(3))
+    assert torch.equal(matrix, torch.full((2, 2), 0.9))
 
 
 def test_a_splitting_rule_is_a_function() -> None:

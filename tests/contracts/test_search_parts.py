@@ -201,6 +201,21 @@ def test_bracketing_lengthens_then_bisects_on_the_logarithm() -> None:
     assert tried(64.0, 32.0) == [64.0, 2.0, math.sqrt(128.0), math.sqrt(2.0 * math.sqrt(128.0))]
 
 
+@every("search", [Backtracking(least_slope=0.0), Bracketing(least_slope=0.0)], ids=named)
+def test_a_slope_of_zero_is_not_searched_even_where_every_slope_may_be(search: Any) -> None:
+    assert search.search(Line(1.0, 0.0), 0.1, pytest.fail, {}) == Outcome(0.0, Status.SKIPPED)
+    assert search.without_search(Line(1.0, 0.0), 0.1) == Outcome(0.0, Status.SKIPPED)
+    assert search.search(Line(1.0, 1e-300), 0.1, lambda step_size: 0.0, {}).status is not Status.SKIPPED
+
+
+@every("max_trials", range(2, 14))
+def test_backtracking_takes_no_more_trials_than_it_may_where_it_tightens_either(max_trials: int) -> None:
+    for edge in (0.04, 0.02, 0.005, 0.001):
+        search = Backtracking(max_trials=max_trials)
+        outcome, trials = run(search, Line(1.0, 1.0), 0.1, lambda step_size, edge=edge: float(step_size > edge))
+        assert len(trials) <= max_trials + (outcome.status is not Status.ACCEPTED)
+
+
 def test_a_criterion_that_is_not_derived_is_one_sided() -> None:
     class Duck:
         def defaults(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import armijo
+from armijo.step.guards import BetweenStepsWatch, check_ranks_hold_the_same
 from problems import RECOMMENDED, Problem, everything, name_of, same
 
 every = pytest.mark.parametrize
@@ -351,3 +352,41 @@ def test_the_alarm_about_a_learning_rate_is_about_the_largest(caplog: pytest.Log
         assert not caplog.records
         armijo.AdamSLS([{**layer, "lr": layer["lr"] * 1e-2} for layer in layers])
     assert "lr is 0.01. Here lr is not a learning rate" in caplog.text
+
+
+# ----------------------------------------------------------------------------------------- guards, each by itself
+
+
+class TwoRanks(armijo.Objective):
+    """An objective of which this process is one of two ranks; the other holds the parameters at other places."""
+
+    def __init__(self, model: nn.Module, other: list[int]) -> None:
+        super().__init__()
+        self.baseline(lambda: model(torch.ones(1, 2)).sum())
+        self.other = [float(len(other)), float(len(other)) ** 2, float(sum(other)), float(sum(other)) ** 2]
+
+    def mean_over_ranks(self, compute: Callable[[], Any], size: int = 1) -> list[float]:
+        return [(mine + theirs) / 2 for mine, theirs in zip(compute(), self.other, strict=True)]
+
+
+@every(("other", "refused"), [([0, 1], False), ([2, 3], True), ([0], True), ([0, 1, 2, 3], True)])
+def test_ranks_that_hold_other_parameters_are_told_apart_by_number_and_place(other: list[int], refused: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    objective, mine = TwoRanks(model, other), list(model.parameters())[:2]
+    if not refused:
+        check_ranks_hold_the_same(objective, mine)
+        return
+    with pytest.raises(armijo.ConfigurationError, match="as under ZeroRedundancyOptimizer"):
+        check_ranks_hold_the_same(objective, mine)
+
+
+def test_writes_between_steps_are_spoken_of_at_the_twentieth_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    weight, watch = torch.ones(3), BetweenStepsWatch()
+    with caplog.at_level(logging.WARNING, "armijo"):
+        for step in range(60):
+            watch.begin([weight])
+            said = [5 + 20] if step < 40 else [5 + 20, 35 + 20]
+            assert len(caplog.records) == sum(step >= at for at in said)
+            watch.end([weight])
+            if step >= 5 and step != 34:
+                weight.add_(1.0)
