@@ -81,7 +81,7 @@ def test_json_is_for_bug_reports(doctor: Run, untested: None) -> None:
 
 
 def unmoved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "_commit", lambda optimizer, lines, plan: None)
+    monkeypatch.setattr(step, "_commit", lambda optimizer, lines, plan, snapshot: None)
 
 
 def other_masks(monkeypatch: pytest.MonkeyPatch) -> None:
