@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Protocol
@@ -47,22 +48,25 @@ class Copies:
     """
 
     def __init__(self) -> None:
-        self._free: dict[object, Tensors] = {}
+        self._free: dict[tuple[object, ...], Tensors] = {}
 
     def take(self, like: torch.Tensor) -> torch.Tensor:
-        """An uninitialized tensor of the same kind and shape."""
-        free = self._free.get(_kind(like))
-        return free.pop() if free else torch.empty_like(like)
+        """An uninitialized tensor of the same kind, shape and layout."""
+        if free := self._free.get(_kind(like)):
+            return free.pop()
+        # Of a model that was converted nothing is kept.
+        self._free = {kind: tensors for kind, tensors in self._free.items() if kind[0] == like.dtype}
+        return torch.empty_like(like)
 
-    def give_back(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Keep tensors that `take` has returned for its next calls."""
-        for tensor in tensors:
-            if tensor.device.type == "cpu":
-                self._free.setdefault(_kind(tensor), []).append(tensor)
+    def give_back(self, parameters: Tensors, copies: Tensors) -> None:
+        """Keep what `take` has returned for these parameters for its next calls."""
+        for parameter, copy in zip(parameters, copies, strict=True):
+            if copy.device.type == "cpu":
+                self._free.setdefault(_kind(parameter), []).append(copy)
 
 
-def _kind(tensor: torch.Tensor) -> object:
-    return tensor.dtype, tensor.device, tensor.shape
+def _kind(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.device, tensor.shape, tensor.stride()
 
 
 class Snapshot:
@@ -88,8 +92,8 @@ class Snapshot:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
-        for start in self._start.values():
-            self._copies.give_back(start)
+        for key, start in self._start.items():
+            self._copies.give_back(self._parameters[key], start)
         self._start.clear()
         self._parameters.clear()
 
@@ -120,9 +124,12 @@ class Snapshot:
                 self.restore([key])
             elif self._parameters[key]:
                 on, at = self._at.get(key, (ray, 0.0))
-                self._at[key] = ray, step_size
                 if on is not ray or at != step_size:
-                    ray.move(self._parameters[key], self._start[key], step_size, at if on is ray else None)
+                    # Until it has moved it may be anywhere.
+                    self._at[key] = ray, math.nan
+                    known = on is ray and not math.isnan(at)
+                    ray.move(self._parameters[key], self._start[key], step_size, at if known else None)
+                    self._at[key] = ray, step_size
 
     def move_ahead(
         self, key: int, parameters: Tensors, step_size: float, ray: Foreseeing

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -320,6 +321,13 @@ def test_on_demand_searches_more_often_after_a_rejection_and_after_a_drop_of_the
         assert seen == [0, 2, 6, 14, 18, 26, 34]
     rejected = searched_at(armijo.OnDemand(8, 0), lambda step: a_search(1.0, trials=2), 6)
     assert rejected == [0, 1, 2, 3, 4, 5]
+
+
+def test_on_demand_goes_on_where_the_selection_inside_is_not_due() -> None:
+    selection = armijo.OnDemand(4, 0, selection=armijo.Every(3))
+    seen = searched_at(selection, lambda step: a_search(1.0), 60)
+    assert len(seen) > 4
+    assert max(later - one for one, later in pairwise(seen)) <= 12
 
 
 def test_on_demand_searches_where_the_loss_surprises() -> None:

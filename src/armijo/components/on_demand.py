@@ -36,7 +36,7 @@ class OnDemand(Selection):
         every: m, the most steps from one search to the next, ≥ 1.
         always: how many steps are searched at first, ≥ 0.
         surprise: how far above its mean a loss must lie to be searched, in mean deviations, > 0.
-        selection: what to search. It sees the number of searches as its number of steps.
+        selection: what to search. It sees the number of its turns as its number of steps.
 
     Raises:
         ConfigurationError: if an argument is out of its range.
@@ -64,11 +64,11 @@ class OnDemand(Selection):
         check_part("selection", self.selection, "OnDemand")
 
     def defaults(self) -> Memory:
-        """Steps between searches and since the last one, searches so far, running means, and the last gain ratio."""
+        """Steps between searches and since the last one, the inner selection's turns, running means, the gain ratio."""
         return {
             "demand_wait": 1,
             "demand_since": 0,
-            "demand_searches": 0,
+            "demand_turns": 0,
             "demand_losses": 0,
             "demand_loss": 0.0,
             "demand_deviation": 0.0,
@@ -79,35 +79,42 @@ class OnDemand(Selection):
     def due(self, loss: Callable[[], float], step: int, memory: Memory) -> bool:
         """At the first steps, when the wait is over, or when the loss surprises."""
         memory["demand_since"] += 1
-        if memory["demand_searches"] < self.always or memory["demand_since"] >= memory["demand_wait"]:
+        if memory["demand_turns"] < self.always or memory["demand_since"] >= memory["demand_wait"]:
             return self._inner_due(loss, memory)
         value, limit = loss(), memory["demand_loss"] + self.surprise * memory["demand_deviation"]
         surprised = memory["demand_losses"] >= self.always and value > limit
-        self._note(value, memory)
-        return surprised and self._inner_due(loss, memory)
+        due = surprised and self._inner_due(loss, memory)
+        if not due:
+            self._note(value, memory)
+        return due
 
     def _inner_due(self, loss: Callable[[], float], memory: Memory) -> bool:
-        return self.selection.due(loss, memory["demand_searches"], memory)
+        due = self.selection.due(loss, memory["demand_turns"], memory)
+        if due:
+            memory["demand_since"] = 0
+        else:
+            memory["demand_turns"] += 1
+        return due
 
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
         """The inner selection's blocks."""
-        return self.selection.blocks(lines, memory["demand_searches"], memory)
+        return self.selection.blocks(lines, memory["demand_turns"], memory)
 
     def remember(self, searches: Sequence[SearchResult], step: int, memory: Memory) -> None:
         """Set the wait after a search, and hand the searches on."""
+        if memory["demand_since"]:
+            return
+        self.selection.remember(searches, memory["demand_turns"], memory)
+        memory["demand_turns"] += 1
         if not searches:
             return
-        self.selection.remember(searches, memory["demand_searches"], memory)
-        if memory["demand_since"] >= memory["demand_wait"] or memory["demand_searches"] < self.always:
-            self._note(searches[0].line.loss, memory)
+        self._note(searches[0].line.loss, memory)
         fits = all(_at_once(search) for search in searches)
         ratio = min(map(_gain_ratio, searches))
         steady = fits and ratio >= _DROP * memory["demand_ratio"]
         wait = memory["demand_wait"]
         memory["demand_wait"] = min(2 * wait, self.every) if steady else max(wait // 2, 1)
         memory["demand_ratio"] = ratio
-        memory["demand_since"] = 0
-        memory["demand_searches"] += 1
 
     def merged(self, n: int, memory: Memory) -> None:
         """Hand the merge on."""

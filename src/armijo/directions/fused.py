@@ -24,6 +24,8 @@ _PART_ELSEWHERE = 1 << 23
 """A device of its own has no cache to stay in, and wants few calls."""
 _LONGEST_LERP = 1e6
 """A point further away than this may have overflowed, and nothing between it and w₀ can be found from it."""
+_SHORTEST_LERP = 0.1
+"""A shorter part of the way would have lost digits: its weight is rounded to the parameters' format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,6 @@ class FusedAdamKernel:
         workspace: memory to compute in.
     """
 
-    sums_gradients = True
-
     def __init__(
         self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any], workspace: Workspace
     ) -> None:
@@ -76,6 +76,8 @@ class FusedAdamKernel:
         self._means = [state["exp_avg"] for state in states if "exp_avg" in state]
         self._workspace = workspace
         self.stays = self._beta1 == 0
+        # With ε = 0 the direction may not be finite where the gradient is.
+        self.sums_gradients = self._eps > 0
 
     @staticmethod
     def takes(
@@ -90,6 +92,7 @@ class FusedAdamKernel:
             type(tensor) in (torch.Tensor, torch.nn.Parameter)
             and tensor.dtype == dtype
             and tensor.device == device
+            and not tensor.is_neg()
             and tensor.is_contiguous()
             for tensors in (parameters, grads, moments)
             for tensor in tensors
@@ -127,7 +130,7 @@ class FusedAdamKernel:
 
     def move(self, parameters: Tensors, start: Tensors, step_size: float, at: float | None) -> None:
         """Write w₀ - η·d into the parameters; a shorter step than the last one is found between that and w₀."""
-        if at and abs(at) < _LONGEST_LERP and 0 < step_size / at < 1:
+        if at and abs(at) < _LONGEST_LERP and _SHORTEST_LERP <= step_size / at < 1:
             torch._foreach_lerp_(parameters, start, 1 - step_size / at)
             return
         if at != 0:
@@ -137,25 +140,40 @@ class FusedAdamKernel:
             torch._foreach_copy_(part.new_squares, part.squares)
             moving, counts = moved[part.low : part.high], [steps[i] for i in part.owners]
             self._adamw(moving, part.grads, part.means, part.new_squares, counts, step_size)
+        _count_as_written(parameters)
 
     def sums(self) -> list[torch.Tensor]:
         """The sum of each gradient: finite where the gradient is."""
+        if not self._means:
+            _ = self._parts  # the commit needs them, and allocates nothing
         return [grad.sum() for grad in self._grads]
 
     def commit(self, parameters: Tensors, step_size: float, weight_decay: float) -> None:
         """Take one step of AdamW."""
-        # Where no m is kept, the gradients take its place: with β1 = 0 the kernel writes m = g, the same bits.
-        means, steps = self._means or self._grads, self._steps()
-        self._adamw(parameters, self._grads, means, self._squares, steps, step_size, weight_decay, self._beta1)
+        if step_size == 0:
+            if self._means:
+                torch._foreach_lerp_(self._means, self._grads, 1 - self._beta1)
+            torch._foreach_mul_(self._squares, self._beta2)
+            torch._foreach_addcmul_(self._squares, self._grads, self._grads, 1 - self._beta2)
+            return
+        steps = self._steps()
+        if self._means:
+            numbers = step_size, weight_decay, self._beta1
+            self._adamw(parameters, self._grads, self._means, self._squares, steps, *numbers)
+        else:
+            moved = self._pieces(parameters)
+            for part in self._parts:
+                counts = [steps[i] for i in part.owners]
+                moving = moved[part.low : part.high]
+                self._adamw(moving, part.grads, part.means, part.squares, counts, step_size, weight_decay)
+        _count_as_written(parameters)
 
     def commit_moments(self, step_size: float) -> None:
-        """Write v ← β2·v + (1-β2)·g², and m ← g where it is kept."""
-        steps = self._steps()
+        """Write v ← β2·v + (1-β2)·g², and m ← β1·m + (1-β1)·g where it is kept."""
+        steps, kept = self._steps(), self._pieces(self._means)
         for part in self._parts:
-            counts = [steps[i] for i in part.owners]
-            self._adamw(part.directions, part.grads, part.means, part.squares, counts, -1.0, weight_decay=-1.0)
-        if self._means:
-            torch._foreach_copy_(self._means, self._grads)
+            counts, means = [steps[i] for i in part.owners], kept[part.low : part.high] or part.means
+            self._adamw(part.directions, part.grads, means, part.squares, counts, -1.0, -1.0, self._beta1)
 
     @cached_property
     def _parts(self) -> list[_Part]:
@@ -218,6 +236,12 @@ class FusedAdamKernel:
             amsgrad=False,
             maximize=False,
         )
+
+
+def _count_as_written(tensors: Tensors) -> None:
+    """Count a write that the kernel does not count: by these counts autograd and our guards see that tensors change."""
+    for tensor in tensors:
+        torch.autograd.graph.increment_version(tensor)
 
 
 def _cut(rows: Sequence[torch.Tensor], sizes: list[int]) -> list[Tensors]:

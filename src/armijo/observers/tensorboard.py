@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from armijo.errors import ConfigurationError
@@ -62,6 +63,7 @@ class TensorBoardObserver:
             scalars["accepted"] = accepted / len(searched)
         for component in report.components:
             scalars[f"step_size/{component.label}"] = component.step_size
-            scalars[f"slope/{component.label}"] = component.slope
+            if not math.isnan(component.slope):  # a step without a search may have none
+                scalars[f"slope/{component.label}"] = component.slope
         for tag, value in scalars.items():
             self._writer.add_scalar(f"{self._prefix}{tag}", value, report.step)

@@ -188,7 +188,7 @@ def compute_lines(optimizer: LineSearch, objective: Objective, snapshot: Snapsho
             check_values(group, optimizer.direction, memory)
             check_maximize(group, optimizer.param_groups[0])
         groups.extend(_prepare(optimizer, group, probe_names) for group in optimizer.param_groups)
-        ahead = _expected_step_size(optimizer, groups) if due and len(components) == 1 else None
+        ahead = _expected_step_size(optimizer, groups) if due and len(components) == 1 and _apart(groups) else None
         terms = [_slope_terms(index, group, snapshot, due, ahead) for index, group in enumerate(groups)]
         return terms + [group.probe_terms(name) for name in probe_names for group in groups]
 
@@ -215,8 +215,9 @@ def compute_lines(optimizer: LineSearch, objective: Objective, snapshot: Snapsho
             ),
         )
         finite = line.finite
-        if not due and finite and any(member.kernel.sums_gradients for member in members):
-            line = replace(line, slope=_slope_without_search(objective, line, members))
+        if not due and any(member.kernel.sums_gradients for member in members):
+            slope, finite = _without_slope(objective, line, members)
+            line = replace(line, slope=slope)
         previous = float(members[0].group["step_size"])
         memory = copy_memory(members[0].group, names)
         failed = members[0].group["failed_searches"]
@@ -238,6 +239,12 @@ def _slope_terms(
     return [term * group.shards[i] if group.shards[i] > 1 else term for i, term in terms]
 
 
+def _apart(groups: Sequence[GroupLine]) -> bool:
+    """Whether no two parameters lie in one piece of memory: then one may be moved before another is copied."""
+    places = [p.untyped_storage().data_ptr() for group in groups for p in group.parameters if p.numel()]
+    return len(places) == len(set(places))
+
+
 def _expected_step_size(optimizer: LineSearch, groups: Sequence[GroupLine]) -> float | None:
     """The step size that the only component's first trial will have, if that is known before its line."""
     first = groups[0].group
@@ -249,15 +256,22 @@ def _expected_step_size(optimizer: LineSearch, groups: Sequence[GroupLine]) -> f
     return expected if all(expected <= largest_number(group.parameters) for group in groups) else None
 
 
-def _slope_without_search(objective: Objective, line: Line, members: Sequence[GroupLine]) -> float:
-    """The slope where none was computed: 0 where every gradient is zero, else NaN."""
-    # Sums of gradients that are exactly 0 are rare; only then it is worth another look, on all ranks alike.
-    if line.slope != 0:
-        return math.nan
-    (moving,) = objective.mean_over_ranks(
-        lambda: [float(any(bool(grad.any()) for member in members for grad in member.grads))]
+def _without_slope(objective: Objective, line: Line, members: Sequence[GroupLine]) -> tuple[float, bool]:
+    """The slope where sums of gradients stand for it, and whether all is finite: 0 for gradients of zero, else NaN."""
+    if line.finite and line.slope != 0:
+        return math.nan, True
+    if not math.isfinite(line.loss) or not all(map(math.isfinite, line.derivatives.values())):
+        return math.nan, False
+    # A sum of exactly 0, or one that has overflowed, is rare: only then it is worth another look, on all ranks alike.
+    grads = [grad for member in members for grad in member.grads]
+    moving, broken = objective.mean_over_ranks(
+        lambda: [
+            float(any(bool(grad.any()) for grad in grads)),
+            float(not all(bool(grad.isfinite().all()) for grad in grads)),
+        ],
+        2,
     )
-    return math.nan if moving else 0.0
+    return math.nan if moving else 0.0, not broken
 
 
 def loss_sign(optimizer: LineSearch) -> float:

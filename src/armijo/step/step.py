@@ -339,6 +339,17 @@ def _decide(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan) -
 
 def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan, snapshot: Snapshot) -> None:
     """Write moments, parameters and numbers. Nothing of the parameters' size is allocated."""
+    # Parameters may share memory, so every group is where it starts from before the first one moves.
+    as_tested = {
+        index: snapshot.is_at(index, decision.applied, group.kernel)
+        for each, decision in zip(lines, plan.decisions, strict=True)
+        for index, group in zip(each.component.groups, each.groups, strict=True)
+        if group.kernel.stays and group.lr == 1 and group.weight_decay == 0
+    }
+    for index, stays in as_tested.items():
+        if stays:
+            snapshot.keep(index)
+    snapshot.restore()
     for each, decision in zip(lines, plan.decisions, strict=True):
         for index, group in zip(each.component.groups, each.groups, strict=True):
             group.group["step_size"] = decision.step_size
@@ -350,12 +361,9 @@ def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan, s
                 continue
             optimizer.state.update(group.kept)
             torch._foreach_add_([state["step"] for state in group.states], 1)
-            as_tested = group.kernel.stays and group.lr == 1 and group.weight_decay == 0
-            if as_tested and snapshot.is_at(index, decision.applied, group.kernel):
-                snapshot.keep(index)
+            if as_tested.get(index):
                 group.kernel.commit_moments(decision.applied)
             else:
-                snapshot.restore([index])
                 group.kernel.commit(group.parameters, group.lr * decision.applied, group.weight_decay)
     if plan.merge is not None:
         kept, absorbed = lines[plan.merge.kept], lines[plan.merge.absorbed]
