@@ -9,27 +9,31 @@ Run: python benchmarks/own_work.py [--shape minilm] [--rounds 9] [--threads 1] [
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 import armijo
+from methods import BASE, METHODS, STEP_SIZE, finish, own_work, place
 
-SHAPES = {"minilm": (6, 384, 1536), "base": (12, 768, 3072), "large": (24, 1024, 4096)}
-STEP_SIZE = 1e-9
-"""So short that the shared parameters stay what they are."""
+SHAPES = {  # layers, hidden, feed-forward, vocabulary
+    "1M": (2, 64, 256, 12000),
+    "4M": (2, 128, 512, 30522),
+    "minilm": (6, 384, 1536, 30522),
+    "base": (12, 768, 3072, 30522),
+    "large": (24, 1024, 4096, 30522),
+}
+
+Build = Callable[[], torch.optim.Optimizer]
 
 
-def bert(layers: int, hidden: int, inner: int, vocabulary: int = 30522) -> Iterator[tuple[int, ...]]:
+def bert(layers: int, hidden: int, inner: int, vocabulary: int) -> Iterator[tuple[int, ...]]:
     """The shapes of a BERT's parameters, with its pooler."""
     yield from ((vocabulary, hidden), (512, hidden), (2, hidden), (hidden,), (hidden,))
     for _ in range(layers):
@@ -38,82 +42,45 @@ def bert(layers: int, hidden: int, inner: int, vocabulary: int = 30522) -> Itera
     yield from ((hidden, hidden), (hidden,))
 
 
-def in_components(parameters: list[torch.nn.Parameter], n: int) -> list[dict[str, Any]]:
+def in_components(parameters: list[nn.Parameter], n: int) -> list[dict[str, Any]]:
     groups = [{"params": parameters[place::n], "component": str(place)} for place in range(n)]
     return [group for group in groups if group["params"]]
 
 
-def timed(device: torch.device, step: Callable[[], object]) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    step()
-    wait()
-    return time.perf_counter() - start
-
-
-@dataclass
-class Run:
-    """One optimizer and how long its steps took."""
-
-    optimizer: torch.optim.Optimizer
-    trials: int = 1
-    seconds: list[float] = field(default_factory=list)
-
-    def step(self) -> float:
-        first = self.optimizer.param_groups[0]["params"][0]
-        if not isinstance(self.optimizer, armijo.LineSearch):
-            return timed(first.device, self.optimizer.step)
-        evaluations = 0
-
-        def loss() -> torch.Tensor:
-            nonlocal evaluations
-            evaluations += 1
-            if torch.is_grad_enabled():
-                return first.view(-1)[:1].sum() * 0 + 1.0
-            rejected = (evaluations - 1) % self.trials
-            return torch.tensor(2.0 if rejected else -1e9, device=first.device)
-
-        objective = armijo.Objective(modules=[])
-        objective.baseline(loss)
-        for group in self.optimizer.param_groups:
-            group["step_size"] = STEP_SIZE
-        taken = timed(first.device, partial(self.optimizer.step, objective))
-        report = self.optimizer.report
-        assert report is not None
-        assert report.forwards == 1 + self.trials * len(report.searches)
-        return taken
-
-
-def optimizers(parameters: list[torch.nn.Parameter], components: list[int]) -> dict[str, Callable[[], Run]]:
+def optimizers(parameters: list[nn.Parameter], components: list[int]) -> dict[str, tuple[Build, int]]:
+    """Each row's name, how its optimizer is built, and the trials of its searches."""
     never = armijo.Every(10**9)
 
-    def adam(betas: tuple[float, float], trials: int = 1, *, fused: bool = True, **parts: Any) -> Callable[[], Run]:
+    def adam(betas: tuple[float, float], *, fused: bool = True, **parts: Any) -> Build:
         direction = armijo.AdamDirection(betas, fused=fused)
-        return lambda: Run(
-            armijo.LineSearch(parameters, direction=direction, partition=armijo.Together(), **parts), trials
-        )
+        return lambda: armijo.LineSearch(parameters, direction=direction, partition=armijo.Together(), **parts)
 
-    def plasls(n: int, betas: tuple[float, float], selection: armijo.Selection) -> Callable[[], Run]:
+    def plasls(n: int, betas: tuple[float, float], selection: armijo.Selection) -> Build:
         direction, groups = armijo.AdamDirection(betas, fused=True), in_components(parameters, n)
-        return lambda: Run(armijo.LineSearch(groups, direction=direction, selection=selection))
+        return lambda: armijo.LineSearch(groups, direction=direction, selection=selection)
 
     with_momentum, without = (0.9, 0.999), (0.0, 0.999)
-    rows: dict[str, Callable[[], Run]] = {
-        "torch AdamW, fused": lambda: Run(torch.optim.AdamW(parameters, lr=STEP_SIZE, fused=True)),
-        "torch AdamW, foreach": lambda: Run(torch.optim.AdamW(parameters, lr=STEP_SIZE, foreach=True)),
-        "AdamSLS": adam(with_momentum),
-        "AdamSLS, β1 = 0": adam(without),
-        "AdamSLS, β1 = 0, 2 trials": adam(without, 2),
-        "AdamSLS, β1 = 0, 3 trials": adam(without, 3),
-        "AdamSLS, β1 = 0, foreach": adam(without, fused=False),
-        "AdamSLS, no search": adam(with_momentum, selection=never),
-        "AdamSLS, β1 = 0, no search": adam(without, selection=never),
-        "SGDSLS": lambda: Run(armijo.SGDSLS(parameters)),
+    model = nn.Module()
+    for place_, parameter in enumerate(parameters):
+        model.register_parameter(str(place_), parameter)
+    rows: dict[str, tuple[Build, int]] = {
+        BASE: (lambda: torch.optim.AdamW(parameters, lr=STEP_SIZE, fused=True), 1),
+        "AdamW, foreach": (lambda: torch.optim.AdamW(parameters, lr=STEP_SIZE, foreach=True), 1),
+        "AdamSLS": (adam(with_momentum), 1),
+        "AdamSLS, β1 = 0": (adam(without), 1),
+        "AdamSLS, β1 = 0, 2 trials": (adam(without), 2),
+        "AdamSLS, β1 = 0, 3 trials": (adam(without), 3),
+        "AdamSLS, β1 = 0, foreach": (adam(without, fused=False), 1),
+        "AdamSLS, no search": (adam(with_momentum, selection=never), 1),
+        "AdamSLS, β1 = 0, no search": (adam(without, selection=never), 1),
+        "SGDSLS": (lambda: armijo.SGDSLS(parameters), 1),
     }
     for n in components:
-        rows[f"PLASLS, β1 = 0, jointly, {n} components"] = plasls(n, without, armijo.Jointly())
-        rows[f"PLASLS, β1 = 0, in a cycle, {n} components"] = plasls(n, without, armijo.Cycle(0))
+        rows[f"PLASLS, β1 = 0, in a cycle, {n} components"] = plasls(n, without, armijo.Cycle(0)), 1
+        rows[f"PLASLS, β1 = 0, jointly, {n} components"] = plasls(n, without, armijo.Jointly()), 1
+    for name in ("SaLSA", "Prodigy", "Schedule-Free AdamW"):
+        if name in METHODS:
+            rows[name] = (lambda name=name: METHODS[name](model)), 1
     return rows
 
 
@@ -123,6 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--components", type=int, nargs="*", default=[1, 10, 50, 200])
+    parser.add_argument("--only", nargs="*", default=[], help="parts of the rows' names")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="where to write the numbers too")
     args = parser.parse_args()
@@ -130,32 +98,29 @@ def main() -> None:
     torch.manual_seed(0)
     logging.getLogger("armijo").setLevel(logging.ERROR)
     shapes = bert(*SHAPES[args.shape])
-    parameters = [torch.nn.Parameter(0.05 * torch.randn(shape, device=args.device)) for shape in shapes]
+    parameters = [nn.Parameter(0.05 * torch.randn(shape, device=args.device)) for shape in shapes]
     for parameter in parameters:
         parameter.grad = 1e-3 * torch.randn_like(parameter)
-    runs = {name: make() for name, make in optimizers(parameters, args.components).items()}
-    for run in runs.values():
-        run.step()
-        run.step()
-    for _ in tqdm(range(args.rounds), disable=None):
-        for run in runs.values():
-            run.seconds.append(run.step())
-    base = statistics.median(runs["torch AdamW, fused"].seconds)
-    millions = sum(parameter.numel() for parameter in parameters) / 1e6
-    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {args.threads} thread(s)"
-    print(
-        f"Own work of a step, {millions:.1f} million parameters, {where}, torch {torch.__version__}, median of "
-        f"{args.rounds} steps (and the least)\n"
+    rows = optimizers(parameters, args.components)
+    if args.only:
+        rows = {name: row for name, row in rows.items() if name == BASE or any(part in name for part in args.only)}
+    runs = {name: (build(), trials) for name, (build, trials) in rows.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in tqdm(range(-2, args.rounds), disable=None):
+        for name, run in runs.items():
+            taken = own_work(*run)
+            if turn >= 0:
+                seconds[name].append(taken)
+    base = statistics.median(seconds[BASE])
+    n, where = sum(parameter.numel() for parameter in parameters), place(args.device, args.threads)
+    title = (
+        f"Own work of a step, {n / 1e6:.1f} million parameters, {where}, median of {args.rounds} steps (and the least)."
     )
-    print("| optimizer | ms | against AdamW fused |")
-    print("|---|---|---|")
-    for name, run in runs.items():
-        middle, least = statistics.median(run.seconds), min(run.seconds)
-        print(f"| {name} | {1000 * middle:.1f} ({1000 * least:.1f}) | {middle / base:.2f} |")
-    if args.json:
-        seconds = {name: run.seconds for name, run in runs.items()}
-        made = {"where": where, "torch": torch.__version__, "parameters": millions * 1e6, "seconds": seconds}
-        args.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    table = [["optimizer", "ms", f"against {BASE}"]]
+    for name, taken in seconds.items():
+        middle = statistics.median(taken)
+        table.append([name, f"{1000 * middle:.1f} ({1000 * min(taken):.1f})", f"{middle / base:.2f}"])
+    finish({"title": title, "table": table, "shape": args.shape, "parameters": n, "seconds": seconds}, args.json)
 
 
 if __name__ == "__main__":
