@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--components", type=int, nargs="*", default=[1, 10, 50, 200])
-    parser.add_argument("--only", nargs="*", default=[], help="parts of the rows' names")
+    parser.add_argument("--only", nargs="*", default=[], metavar="OPTIMIZER", help="these rows alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="where to write the numbers too")
     args = parser.parse_args()
@@ -103,7 +103,7 @@ def main() -> None:
         parameter.grad = 1e-3 * torch.randn_like(parameter)
     rows = optimizers(parameters, args.components)
     if args.only:
-        rows = {name: row for name, row in rows.items() if name == BASE or any(part in name for part in args.only)}
+        rows = {name: row for name, row in rows.items() if name == BASE or name in args.only}
     runs = {name: (build(), trials) for name, (build, trials) in rows.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in tqdm(range(-2, args.rounds), disable=None):

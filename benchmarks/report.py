@@ -56,12 +56,14 @@ def draw() -> None:
     for color, (selection, points) in zip(PALETTE[3:], curves.items(), strict=False):
         _line(by_components, points, f"PLASLS, {selection}", color)
     by_components.axhline(_ratio(minilm, "AdamSLS, β1 = 0"), color="0.6", linewidth=1, linestyle="--")
-    by_components.text(1, _ratio(minilm, "AdamSLS, β1 = 0"), "AdamSLS", color="0.4", va="bottom", fontsize=9)
+    by_components.text(250, _ratio(minilm, "AdamSLS, β1 = 0"), "AdamSLS", color="0.4", va="top", fontsize=9)
     by_components.set(xscale="log", xlabel="components", ylabel="own work, steps of AdamW fused")
     style(figure)
     for axes in (by_size, by_components):
         axes.set_ylim(bottom=0)
-        axes.margins(x=0.35)
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high * 20)  # room for the names
+        axes.xaxis.set_major_formatter("{x:g}")
     figure.savefig(FIGURE, dpi=110)
 
 

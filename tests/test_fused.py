@@ -101,6 +101,27 @@ def test_slopes_moves_and_commits_are_those_of_the_stored_directions(beta1: floa
         assert_close([one[name] for name in one], [other[name] for name in one], least=1e-2)
 
 
+@every("beta1", [0.0, 0.9])
+@every("options", [{}, {"weight_decay": 0.1, "lr": 0.5}], ids=str)
+def test_the_last_step_is_kept_as_the_stored_directions_keep_it(beta1: float, options: dict[str, Any]) -> None:
+    found = []
+    for fused in (None, False):
+        weights = [torch.nn.Parameter(p) for p in tensors(1, torch.float64)]
+        direction = armijo.KeepLastStep(AdamDirection((beta1, 0.99), fused=fused))
+        optimizer = armijo.LineSearch(weights, direction=direction, partition=armijo.Together(), **options)
+        for k in range(4):
+            targets = tensors(10 + k, torch.float64)
+            before = [p.detach().clone() for p in weights]
+            optimizer.step(lambda targets=targets, weights=weights: distance(weights, targets))
+            applied = optimizer.report.components[0].step_size * options.get("lr", 1.0)
+            shrink = 1 - applied * options.get("weight_decay", 0.0)
+            for parameter, was in zip(weights, before, strict=True):
+                last = optimizer.state[parameter]["last_step"]
+                assert_close([was * shrink - last], [parameter.detach()])
+        found.append([optimizer.state[p]["last_step"] for p in weights])
+    assert_close(*found, ulps=1e4)
+
+
 @every("dtype", [torch.float32, torch.float64])
 def test_a_slope_with_a_move_is_the_slope_and_the_move(dtype: torch.dtype) -> None:
     fused, stored, first, second = both(AdamDirection((0.0, 0.99)), dtype)

@@ -35,8 +35,8 @@ from armijo.recipes import PLASLS, SGDSLS, AdamSLS
 from armijo.search.backtracking import Backtracking, FixedStep, PaperBacktracking
 from armijo.search.base import CriterionSearch, Search
 from armijo.search.bracketing import Bracketing
-from armijo.search.criteria import Armijo, Criterion, Goldstein
-from armijo.search.guesses import Growth, Guess
+from armijo.search.criteria import Armijo, Criterion, Goldstein, NonMonotoneArmijo, SmoothedArmijo
+from armijo.search.guesses import Growth, Guess, Parabola, Polyak
 from armijo.search.memory import Memory, combine_memory
 from armijo.search.values import Evaluate, Line, Outcome, SearchResult, Status, Trial
 
@@ -79,11 +79,14 @@ __all__ = [
     "Merging",
     "MissingClosureError",
     "NeverMerge",
+    "NonMonotoneArmijo",
     "Objective",
     "OnDemand",
     "Outcome",
     "PaperBacktracking",
+    "Parabola",
     "Partition",
+    "Polyak",
     "RandomState",
     "RankError",
     "RecordedForward",
@@ -91,6 +94,7 @@ __all__ = [
     "SearchReport",
     "SearchResult",
     "Selection",
+    "SmoothedArmijo",
     "SplitError",
     "Status",
     "StepRecorder",

@@ -161,6 +161,7 @@ class Snapshot:
             if self._at.pop(key, None):
                 torch._foreach_copy_(self._parameters[key], self._start[key])
 
-    def keep(self, key: int) -> None:
-        """Leave a set where it is."""
+    def keep(self, key: int) -> Tensors:
+        """Leave a set where it is, and return w₀, which lasts until the context is left."""
         self._at.pop(key, None)
+        return self._start[key]

@@ -109,33 +109,7 @@ class AdaBelief(Direction):
 
 
 @dataclass(frozen=True)
-class SmoothedArmijo(Criterion):
-    """SaLSA's condition: the decrease and the promise are averaged over the searches so far."""
-
-    c: float = 0.3
-    beta: float = 0.9
-
-    def defaults(self) -> Memory:
-        return {"mean_decrease": 0.0, "mean_promise": 0.0, "n_searches": 0}
-
-    def _means(self, line: Line, trial: Trial, memory: Memory) -> tuple[float, float]:
-        decrease = (1 - self.beta) * (line.loss - trial.loss) + self.beta * memory["mean_decrease"]
-        promise = (1 - self.beta) * trial.step_size * line.slope + self.beta * memory["mean_promise"]
-        return decrease, promise
-
-    def violation(self, line: Line, trial: Trial, memory: Memory) -> float:
-        decrease, promise = self._means(line, trial, memory)
-        excess = self.c * promise - decrease
-        return math.inf if math.isnan(excess) else max(0.0, excess)
-
-    def remember(self, line: Line, trial: Trial | None, memory: Memory) -> None:
-        memory["n_searches"] += 1
-        if trial is not None:
-            memory["mean_decrease"], memory["mean_promise"] = self._means(line, trial, memory)
-
-
-@dataclass(frozen=True)
-class NonMonotoneArmijo(Criterion):
+class LargestOfTheLast(Criterion):
     """The decrease is measured from the largest of the last losses (Grippo, Lampariello, Lucidi 1986): a list."""
 
     c: float = 0.1

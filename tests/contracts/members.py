@@ -8,20 +8,37 @@ from contracts.extensions import (
     AloneThenTogether,
     BarzilaiBorwein,
     JudgedByNextBatch,
+    LargestOfTheLast,
     LearnedRatios,
     Lion,
-    NonMonotoneArmijo,
     OnDemand,
-    SmoothedArmijo,
     WhileLossRose,
 )
 
-CRITERIA = [armijo.Armijo(0.1), armijo.Armijo(0.5), armijo.Goldstein(), armijo.Goldstein(0.4)]
-GUESSES = [armijo.Growth(), armijo.Growth(1.0, 2.0), armijo.Growth(0.01, 1.0)]
+CRITERIA = [
+    armijo.Armijo(0.1),
+    armijo.Armijo(0.5),
+    armijo.Goldstein(),
+    armijo.Goldstein(0.4),
+    armijo.SmoothedArmijo(),
+    armijo.SmoothedArmijo(0.3, 0.0),
+    armijo.NonMonotoneArmijo(),
+    armijo.NonMonotoneArmijo(0.1, 0.5),
+]
+GUESSES = [
+    armijo.Growth(),
+    armijo.Growth(1.0, 2.0),
+    armijo.Growth(0.01, 1.0),
+    armijo.Parabola(),
+    armijo.Parabola(1.0, 0.0, 2.0),
+    armijo.Polyak(),
+]
 SEARCHES = [
     armijo.FixedStep(0.3),
     armijo.Backtracking(),
-    armijo.Backtracking(SmoothedArmijo()),
+    armijo.Backtracking(armijo.SmoothedArmijo()),
+    armijo.Backtracking(armijo.NonMonotoneArmijo(), armijo.Polyak(), shrink=0.5),
+    armijo.Backtracking(armijo.Armijo(0.5), armijo.Parabola()),
     armijo.PaperBacktracking(),
     armijo.Backtracking(shrink=0.5, max_trials=8),
     armijo.PaperBacktracking(shrink=0.5, max_trials=5),
@@ -63,8 +80,7 @@ LIBRARY = [*CRITERIA, *GUESSES, *SEARCHES, *SELECTIONS, *MERGINGS, *PARTITIONS, 
 EXTENSIONS = [
     Lion(),
     AdaBelief(),
-    SmoothedArmijo(),
-    NonMonotoneArmijo(),
+    LargestOfTheLast(),
     BarzilaiBorwein(),
     LearnedRatios(),
     JudgedByNextBatch(),

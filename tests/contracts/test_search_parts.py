@@ -19,10 +19,10 @@ from armijo.search.bracketing import Bracketing
 from armijo.search.criteria import Armijo, Goldstein
 from armijo.search.guesses import Growth
 from armijo.search.values import Line, Outcome, SearchResult, Status, Trial
-from contracts.extensions import AloneThenTogether, NonMonotoneArmijo, OnDemand, SmoothedArmijo
+from contracts.extensions import AloneThenTogether, LargestOfTheLast, OnDemand
 from contracts.members import CRITERIA, GUESSES, MERGINGS, PARTITIONS, SEARCHES, SELECTIONS
 
-DECREASING = [*CRITERIA, SmoothedArmijo(), NonMonotoneArmijo()]
+DECREASING = [*CRITERIA, LargestOfTheLast()]
 SEARCHING_ALL = [*SELECTIONS, AloneThenTogether(), OnDemand(4)]
 TRYING = [search for search in SEARCHES if not isinstance(search, FixedStep)]
 
@@ -406,3 +406,113 @@ def test_every_group_lies_in_exactly_one_component(partition: Any, labels: list[
     components = partition.components(labels)
     assert sorted(index for component in components for index in component.groups) == list(range(len(labels)))
     assert [component.groups[0] for component in components] == sorted(c.groups[0] for c in components)
+
+
+quadratics = [(1.0, 2.0, 0.3), (5.0, 0.5, 0.01), (2.0, 30.0, 0.2)]
+
+
+@every(
+    ("criterion", "plain"),
+    [(armijo.SmoothedArmijo(0.3, 0.0), Armijo(0.3)), (armijo.NonMonotoneArmijo(0.3, 0.0), Armijo(0.3))],
+)
+def test_without_memory_a_criterion_is_armijos(criterion: Any, plain: Armijo) -> None:
+    memory = criterion.defaults()
+    for loss, slope, step_size in quadratics:
+        line = Line(loss, slope)
+        for change in (-1.0, -0.1, 0.0, 0.1):
+            trial = Trial(step_size, loss + change * step_size * slope)
+            expected = plain.violation(line, trial, {})
+            assert criterion.violation(line, trial, memory) == pytest.approx(expected, abs=1e-12)
+        criterion.remember(line, Trial(step_size, 0.9 * loss), memory)
+
+
+def test_a_smoothed_criterion_judges_the_mean_of_the_searches() -> None:
+    criterion = armijo.SmoothedArmijo(0.5, 0.5)
+    memory = criterion.defaults()
+    line = Line(loss=2.0, slope=1.0)
+    criterion.remember(line, Trial(1.0, 1.0), memory)
+    assert memory == {"mean_decrease": 0.5, "mean_slope": 0.5}
+    # Mean decrease .25 + .5·(2 - f), asked for ½·1·(.25 + .5): f may be 1.75.
+    assert criterion.violation(line, Trial(1.0, 1.75), memory) == 0
+    assert criterion.violation(line, Trial(1.0, 1.85), memory) == pytest.approx(0.05)
+    assert criterion.violation(line, Trial(1.0, math.inf), memory) == math.inf
+    criterion.remember(line, None, memory)
+    assert memory == {"mean_decrease": 0.5, "mean_slope": 0.5}
+
+
+def test_a_non_monotone_criterion_starts_from_the_mean_loss_where_that_is_higher() -> None:
+    criterion = armijo.NonMonotoneArmijo(0.5, 1.0)
+    memory = criterion.defaults()
+    criterion.remember(Line(4.0, 1.0), None, memory)
+    criterion.remember(Line(2.0, 1.0), None, memory)
+    assert memory == {"mean_loss": 3.0, "mean_weight": 2.0}
+    # (4 + 2 + 1.5)/3 = 2.5, less ½·1·1.
+    assert criterion.violation(Line(1.5, 1.0), Trial(1.0, 2.0), memory) == 0
+    assert criterion.violation(Line(1.5, 1.0), Trial(1.0, 2.25), memory) == pytest.approx(0.25)
+    # Above the mean the loss itself counts.
+    assert criterion.violation(Line(9.0, 1.0), Trial(1.0, 8.5), memory) == 0
+    assert criterion.violation(Line(9.0, 1.0), Trial(1.0, math.nan), memory) == math.inf
+
+
+@every(("slope", "curvature", "step_size"), [(1.0, 2.0, 0.3), (5.0, 40.0, 0.01), (2.0, 30.0, 0.2)])
+def test_a_parabola_finds_a_quadratics_minimum(slope: float, curvature: float, step_size: float) -> None:
+    guess = armijo.Parabola(beta=0.0, reach=1e6)
+    memory = guess.defaults()
+    line = Line(3.0, slope)
+    loss = 3.0 - slope * step_size + 0.5 * curvature * step_size**2
+    guess.remember(line, Trial(step_size, loss), memory)
+    assert guess.expected(step_size, memory) == pytest.approx(slope / curvature)
+    assert guess.next(step_size, line, memory) == pytest.approx(slope / curvature)
+    assert guess.next(step_size, line, memory) == step_size, "the factor counts once"
+    half = armijo.Parabola(beta=0.5, reach=1e6)
+    half.remember(line, Trial(step_size, loss), memory)
+    assert half.next(step_size, line, memory) == pytest.approx(math.sqrt(step_size * slope / curvature))
+
+
+def test_a_parabola_without_a_minimum_reaches_no_further_than_it_may() -> None:
+    guess, line = armijo.Parabola(beta=0.0, reach=4.0), Line(3.0, 1.0)
+    memory = guess.defaults()
+    for loss, factor in ((2.0, 4.0), (1.5, 4.0), (2.9, 0.5 / 0.9), (9e9, 0.25)):
+        guess.remember(line, Trial(1.0, loss), memory)
+        assert guess.next(1.0, line, memory) == pytest.approx(factor)
+    for trial in (None, Trial(1.0, math.inf), Trial(0.0, 1.0)):
+        guess.remember(line, trial, memory)
+        assert guess.next(1.0, line, memory) == 1.0
+
+
+def test_polyaks_step_size_is_shortened_by_what_was_rejected_and_recovers() -> None:
+    guess = armijo.Polyak(c=0.5, least_loss=1.0, longest=10.0, growth=2.0)
+    memory = guess.defaults()
+    line = Line(loss=3.0, slope=1.0)
+    assert guess.next(7.0, line, memory) == 4.0
+    guess.remember(line, Trial(1.0, 2.0), memory)  # two contractions by ½
+    assert guess.next(7.0, line, memory) == 2.0
+    guess.remember(line, Trial(2.0, 2.0), memory)
+    assert guess.next(7.0, line, memory) == 4.0
+    guess.remember(line, Trial(4.0, 2.0), memory)
+    assert guess.next(7.0, line, memory) == 4.0, "never above Polyak's"
+    assert guess.next(7.0, Line(1e3, 1.0), memory) == 10.0
+    for nothing in (Line(0.5, 1.0), Line(3.0, 0.0), Line(3.0, 1e-320)):
+        assert guess.next(7.0, nothing, memory) == 7.0
+
+
+@every(
+    ("part", "arguments"),
+    [
+        (armijo.SmoothedArmijo, {"c": 1.0}),
+        (armijo.SmoothedArmijo, {"beta": 1.0}),
+        (armijo.SmoothedArmijo, {"beta": "0.9"}),
+        (armijo.NonMonotoneArmijo, {"c": 0.0}),
+        (armijo.NonMonotoneArmijo, {"xi": 1.1}),
+        (armijo.Parabola, {"initial": 0.0}),
+        (armijo.Parabola, {"beta": 1.0}),
+        (armijo.Parabola, {"reach": 1.0}),
+        (armijo.Polyak, {"c": 0.0}),
+        (armijo.Polyak, {"least_loss": -math.inf}),
+        (armijo.Polyak, {"longest": math.inf}),
+        (armijo.Polyak, {"growth": 0.5}),
+    ],
+)
+def test_numbers_out_of_range_are_refused(part: Any, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"must be|needs|lies in"):
+        part(**arguments)

@@ -168,7 +168,7 @@ class FusedAdamKernel:
                 self._adamw(moving, part.grads, part.means, part.squares, counts, step_size, weight_decay)
         _count_as_written(parameters)
 
-    def commit_moments(self, step_size: float) -> None:
+    def commit_moments(self, parameters: Tensors, start: Tensors, step_size: float) -> None:
         """Write v ← β2·v + (1-β2)·g², and m ← β1·m + (1-β1)·g where it is kept."""
         steps, kept = self._steps(), self._pieces(self._means)
         for part in self._parts:

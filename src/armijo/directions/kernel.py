@@ -65,8 +65,8 @@ class Kernel(Protocol):
         """
         ...
 
-    def commit_moments(self, step_size: float) -> None:
-        """Take the gradients into the moments alone: the parameters have moved by `step_size` already."""
+    def commit_moments(self, parameters: Tensors, start: Tensors, step_size: float) -> None:
+        """Take the gradients into the moments alone: the parameters have moved from `start` by `step_size` already."""
         ...
 
 
@@ -140,7 +140,7 @@ class StoredKernel(StoredVectors):
             torch._foreach_mul_(parameters, 1 - step_size * weight_decay)
         torch._foreach_add_(parameters, updates, alpha=-step_size)
 
-    def commit_moments(self, step_size: float) -> None:
+    def commit_moments(self, parameters: Tensors, start: Tensors, step_size: float) -> None:
         """Call `update` and `record_step`."""
         self._updates(step_size)
 

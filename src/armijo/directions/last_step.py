@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from armijo.directions.base import Direction, ParameterState, Tensors
+from armijo.directions.base import Direction, ParameterState, Tensors, Workspace, inherits
+from armijo.directions.kernel import Kernel
 from armijo.errors import ConfigurationError
 from armijo.families import check_part
 
@@ -83,3 +84,59 @@ class KeepLastStep(Direction):
     def probes(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
         """Those of `direction`, and `last_step`."""
         return {**self.direction.probes(states, group), "last_step": [state["last_step"] for state in states]}
+
+    def kernel(
+        self,
+        parameters: Tensors,
+        grads: Tensors,
+        states: list[ParameterState],
+        group: Mapping[str, Any],
+        workspace: Workspace,
+    ) -> Kernel | None:
+        """That of `direction`, if it has one; the last step is then the way that the parameters went."""
+        if not inherits(self, KeepLastStep, *_KERNEL):
+            return None
+        inner = self.direction.kernel(parameters, grads, states, group, workspace)
+        return None if inner is None else _LastStepKernel(inner, [state["last_step"] for state in states])
+
+
+_KERNEL = ("moments", "search_direction", "update", "record_step", "probes", "updates_along_search")
+"""What the kernel stands for."""
+
+
+class _LastStepKernel:
+    """Another kernel, which writes down how far the parameters move."""
+
+    def __init__(self, inner: Kernel, last: Tensors) -> None:
+        self._inner = inner
+        self._last = last
+        self.stays = inner.stays
+        self.sums_gradients = inner.sums_gradients
+
+    def slopes(self) -> list[tuple[int, torch.Tensor]]:
+        return self._inner.slopes()
+
+    def slopes_ahead(self, parameters: Tensors, start: Tensors, step_size: float) -> list[tuple[int, torch.Tensor]]:
+        return self._inner.slopes_ahead(parameters, start, step_size)
+
+    def sums(self) -> list[torch.Tensor]:
+        return self._inner.sums()
+
+    def move(self, parameters: Tensors, start: Tensors, step_size: float, at: float | None) -> None:
+        self._inner.move(parameters, start, step_size, at)
+
+    def commit(self, parameters: Tensors, step_size: float, weight_decay: float) -> None:
+        if step_size == 0:
+            self._inner.commit(parameters, step_size, weight_decay)
+            torch._foreach_zero_(self._last)
+            return
+        torch._foreach_copy_(self._last, parameters)
+        if weight_decay != 0:
+            torch._foreach_mul_(self._last, 1 - step_size * weight_decay)
+        self._inner.commit(parameters, step_size, weight_decay)
+        torch._foreach_sub_(self._last, parameters)
+
+    def commit_moments(self, parameters: Tensors, start: Tensors, step_size: float) -> None:
+        self._inner.commit_moments(parameters, start, step_size)
+        torch._foreach_copy_(self._last, start)
+        torch._foreach_sub_(self._last, parameters)

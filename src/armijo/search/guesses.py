@@ -12,7 +12,7 @@ from armijo.families import is_number
 from armijo.search.memory import Memory
 from armijo.search.values import Line, Trial
 
-__all__ = ["Growth", "Guess"]
+__all__ = ["Growth", "Guess", "Parabola", "Polyak"]
 
 
 class Guess(Protocol):
@@ -102,3 +102,131 @@ class Growth(Guess):
     def expected(self, step_size: float, memory: Memory) -> float | None:
         """η·factor, unless a subclass has changed `next`."""
         return step_size * self.factor if type(self).next is Growth.next else None
+
+
+@dataclass(frozen=True)
+class Parabola(Guess):
+    """The minimum of the parabola through the last search, averaged: η ← η^β·η*^(1-β).
+
+    f(w), its slope and the accepted trial fix a parabola with the minimum η* = η/(2·(1 - ρ)), where ρ is the gain ratio
+    (f(w) - f(w - η·d))/(η·S). Where it has none (ρ ≥ 1), or a far one, η* counts as `reach` times η.
+
+    Args:
+        initial: the first step size, > 0 and finite.
+        beta: the share of the last step size, on the logarithm, 0 ≤ β < 1.
+        reach: the most by which η* may differ from η, > 1.
+
+    Raises:
+        ConfigurationError: if an argument is out of its range.
+
+    Source:
+        The parabola is that of arXiv 2407.02772 (GeN), which fits it to two more forward passes.
+
+    Examples:
+        >>> guess = Parabola(beta=0.0)
+        >>> memory = guess.defaults()
+        >>> guess.remember(Line(loss=0.5, slope=1.0), Trial(0.5, 0.125), memory)
+        >>> guess.next(0.5, Line(loss=0.5, slope=1.0), memory)
+        1.0
+    """
+
+    initial: float = 0.1
+    beta: float = 0.5
+    reach: float = 10.0
+
+    def __post_init__(self) -> None:
+        Growth(self.initial)
+        if not (is_number(self.beta) and 0 <= self.beta < 1):
+            raise ConfigurationError(f"beta is {self.beta!r}; a mean needs 0 ≤ beta < 1, for instance 0.5.")
+        if not (is_number(self.reach) and 1 < self.reach < math.inf):
+            raise ConfigurationError(f"reach is {self.reach!r}; it must be a number above 1, for instance 10.")
+
+    def initial_step_size(self) -> float:
+        """`initial`."""
+        return self.initial
+
+    def defaults(self) -> Memory:
+        """The factor from the last accepted step size to the next first one."""
+        return {"parabola_factor": 1.0}
+
+    def next(self, step_size: float, line: Line, memory: Memory) -> float:
+        """η times the factor that the last search has left, once."""
+        factor, memory["parabola_factor"] = memory["parabola_factor"], 1.0
+        return step_size * factor
+
+    def expected(self, step_size: float, memory: Memory) -> float | None:
+        """What `next` returns, unless a subclass has changed it."""
+        return step_size * memory["parabola_factor"] if type(self).next is Parabola.next else None
+
+    def remember(self, line: Line, trial: Trial | None, memory: Memory) -> None:
+        """Fit the parabola."""
+        promised = 0.0 if trial is None else trial.step_size * line.slope
+        if trial is None or promised <= 0 or not math.isfinite(trial.loss):
+            return
+        missing = 1 - (line.loss - trial.loss) / promised
+        factor = 0.5 / missing if missing > 0 else math.inf
+        memory["parabola_factor"] = min(max(factor, 1 / self.reach), self.reach) ** (1 - self.beta)
+
+
+@dataclass(frozen=True)
+class Polyak(Guess):
+    """Polyak's step size for the batch, less what the searches before have rejected: η = r·(f(w) - f*)/(c·S).
+
+    r is the ratio of the last accepted step size to Polyak's, one contraction longer, and at most 1. It suits
+    `Backtracking(NonMonotoneArmijo(), Polyak(), shrink=0.5)`.
+
+    Args:
+        c: c > 0.
+        least_loss: f*, a lower bound of the loss.
+        longest: the longest step size to try first, > 0 and finite.
+        growth: one contraction, > 1.
+
+    Raises:
+        ConfigurationError: if an argument is out of its range.
+
+    Source:
+        arXiv 2306.12747 (PoNoS).
+
+    Examples:
+        >>> guess = Polyak(c=0.5)
+        >>> guess.next(1.0, Line(loss=1.0, slope=4.0), guess.defaults())
+        0.5
+    """
+
+    c: float = 0.1
+    least_loss: float = 0.0
+    longest: float = 10.0
+    growth: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.c) and 0 < self.c < math.inf):
+            raise ConfigurationError(f"c is {self.c!r}; it must be a positive number, for instance 0.1.")
+        if not (is_number(self.least_loss) and math.isfinite(self.least_loss)):
+            raise ConfigurationError(f"least_loss is {self.least_loss!r}; it must be a number, for instance 0.")
+        Growth(self.longest, self.growth)
+
+    def initial_step_size(self) -> float:
+        """`longest`."""
+        return self.longest
+
+    def defaults(self) -> Memory:
+        """r, and Polyak's step size at this step."""
+        return {"polyak_ratio": 1.0, "polyak_step_size": 0.0}
+
+    def next(self, step_size: float, line: Line, memory: Memory) -> float:
+        """r·(f(w) - f*)/(c·S), at most `longest`; the last step size where the loss is below f*."""
+        above = line.loss - self.least_loss
+        memory["polyak_step_size"] = 0.0
+        if above <= 0 or line.slope <= 0:
+            return step_size
+        polyak = above / (self.c * line.slope)
+        if not 0 < polyak * memory["polyak_ratio"] < math.inf:
+            return step_size
+        memory["polyak_step_size"] = polyak
+        return min(polyak * memory["polyak_ratio"], self.longest)
+
+    def remember(self, line: Line, trial: Trial | None, memory: Memory) -> None:
+        """Set r by the accepted step size."""
+        polyak = memory["polyak_step_size"]
+        if trial is not None and polyak > 0:
+            memory["polyak_ratio"] = min(1.0, self.growth * trial.step_size / polyak)

@@ -346,9 +346,7 @@ def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan, s
         for index, group in zip(each.component.groups, each.groups, strict=True)
         if group.kernel.stays and group.lr == 1 and group.weight_decay == 0
     }
-    for index, stays in as_tested.items():
-        if stays:
-            snapshot.keep(index)
+    starts = {index: snapshot.keep(index) for index, stays in as_tested.items() if stays}
     snapshot.restore()
     for each, decision in zip(lines, plan.decisions, strict=True):
         for index, group in zip(each.component.groups, each.groups, strict=True):
@@ -361,8 +359,8 @@ def _commit(optimizer: LineSearch, lines: Sequence[ComponentLine], plan: Plan, s
                 continue
             optimizer.state.update(group.kept)
             torch._foreach_add_([state["step"] for state in group.states], 1)
-            if as_tested.get(index):
-                group.kernel.commit_moments(decision.applied)
+            if index in starts:
+                group.kernel.commit_moments(group.parameters, starts[index], decision.applied)
             else:
                 group.kernel.commit(group.parameters, group.lr * decision.applied, group.weight_decay)
     if plan.merge is not None:
