@@ -528,3 +528,31 @@ def test_memory_for_copies_does_not_grow_with_conversions() -> None:
         for _ in range(2):
             optimizer.step(lambda inputs=inputs: model(inputs).square().mean())
         assert {kind[0] for kind in optimizer._copies._free} == {dtype}
+
+
+@every(
+    "selection", [armijo.Jointly(), armijo.Cycle(0), armijo.Cycle(3), armijo.EachAlone(1), armijo.Every(2)], ids=repr
+)
+@every("cap", [math.inf, 1e-3])
+def test_the_first_trial_of_an_expected_block_is_made_with_the_slope(
+    selection: Any, cap: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[float] = []
+    move = FusedAdamKernel.move
+
+    def counted(self: FusedAdamKernel, parameters: Tensors, start: Tensors, step_size: float, at: float | None) -> None:
+        moves.append(step_size)
+        move(self, parameters, start, step_size, at)
+
+    monkeypatch.setattr(FusedAdamKernel, "move", counted)
+    weights = [torch.nn.Parameter(p) for p in tensors(1, shapes=[(3, 5), (7,), (2, 2)])]
+    groups = [{"params": [p], "max_step_size": cap * 10**-k} for k, p in enumerate(weights)]
+    optimizer = armijo.LineSearch(groups, direction=AdamDirection((0.0, 0.99)), selection=selection)
+    for k in range(8):
+        targets = tensors(10 + k, shapes=[(3, 5), (7,), (2, 2)])
+        moves.clear()
+        optimizer.step(lambda targets=targets: distance(weights, targets))
+        if optimizer.report.searches:
+            first, *later = optimizer.report.searches
+            expected = (len(first.trials) - 1) * len(first.components)
+            assert len(moves) == expected + sum(len(search.trials) * len(search.components) for search in later)

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 
 from armijo.errors import ConfigurationError
 
-__all__ = ["check_part", "is_number", "is_whole"]
+__all__ = ["check_part", "inherits", "is_number", "is_whole"]
 
 # The class to derive a new member from, and the methods that are called.
 _FAMILIES = {
@@ -23,7 +23,10 @@ _FAMILIES = {
     ),
     "criterion": ("armijo.Criterion", ("defaults", "violation", "remember")),
     "guess": ("armijo.Guess", ("initial_step_size", "defaults", "next", "expected", "remember")),
-    "selection": ("armijo.Selection", ("defaults", "due", "blocks", "remember", "merged", "moved_before")),
+    "selection": (
+        "armijo.Selection",
+        ("defaults", "due", "expected_block", "blocks", "remember", "merged", "moved_before"),
+    ),
     "merging": ("armijo.Merging", ("defaults", "propose")),
     "partition": ("armijo.Partition", ("components",)),
 }
@@ -51,6 +54,11 @@ def check_part(family: str, part: object, owner: str) -> None:
             f"The {family} of {owner} is {part!r}, which has no method {', '.join(missing)}. Derive its class from "
             f"{base}, which has defaults for what a simple part does not need."
         )
+
+
+def inherits(part: object, owner: type, *methods: str) -> bool:
+    """Whether the part takes all of the methods as `owner` has them: what `owner` says of them holds for it too."""
+    return all(getattr(type(part), method) is getattr(owner, method) for method in methods)
 
 
 def is_number(value: object) -> bool:

@@ -640,6 +640,25 @@ class DueByNumber(armijo.Jointly):
         return step % 2  # type: ignore[return-value]
 
 
+class ExpectsAnother(armijo.Jointly):
+    """It expects all components, and searches the steepest alone."""
+
+    def expected_block(self, n: int, step: int, memory: Memory) -> tuple[int, ...] | None:
+        return tuple(range(n))
+
+    def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> tuple[tuple[int, ...], ...]:
+        return ((max(range(len(lines)), key=lambda place: lines[place].slope),),)
+
+
+class CountsWhatItIsAsked(armijo.Jointly):
+    def defaults(self) -> Memory:
+        return {"asked": 0}
+
+    def expected_block(self, n: int, step: int, memory: Memory) -> tuple[int, ...] | None:
+        memory["asked"] += 1
+        return None
+
+
 class ExpectsNothing(armijo.Growth):
     def expected(self, step_size: float, memory: Memory) -> float | None:
         return 0.0

@@ -94,6 +94,8 @@ BROKEN = [
     (broken.MovesBeforeItself(0), r"moved_before\(\(0,\)\).*outside the block"),
     (broken.ExpectsASearch(), "raised in remember: AssertionError"),
     (broken.DueByNumber(), "answered 0 from due.*True or False"),
+    (broken.ExpectsAnother(), r"expected to search \(0, 1\) first .*Answer None"),
+    (broken.CountsWhatItIsAsked(), "changed its memory in expected_block"),
     (broken.ExpectsNothing(), r"returned 0\.0 from expected.*or None"),
     (broken.ClaimsToStay(), "says updates_along_search.*Return False"),
     (broken.KeepsTheKernel(), "has a kernel whose slopes.*returns None from kernel"),

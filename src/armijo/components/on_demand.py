@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from armijo.components.selection import Blocks, Jointly, Selection
 from armijo.errors import ConfigurationError
-from armijo.families import check_part, is_number, is_whole
+from armijo.families import check_part, inherits, is_number, is_whole
 from armijo.search.memory import Memory
 from armijo.search.values import Line, SearchResult, Status
 
@@ -95,6 +95,11 @@ class OnDemand(Selection):
         else:
             memory["demand_turns"] += 1
         return due
+
+    def expected_block(self, n: int, step: int, memory: Memory) -> tuple[int, ...] | None:
+        """What the inner selection says, unless a subclass has changed `blocks`."""
+        inner = self.selection
+        return inner.expected_block(n, memory["demand_turns"], memory) if inherits(self, OnDemand, "blocks") else None
 
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
         """The inner selection's blocks."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from armijo.errors import ConfigurationError
-from armijo.families import check_part, is_whole
+from armijo.families import check_part, inherits, is_whole
 from armijo.search.memory import Memory
 from armijo.search.values import Line, SearchResult
 
@@ -41,6 +41,19 @@ class Selection(Protocol):
             memory: the values of `defaults()`; may be written to.
         """
         return True
+
+    def expected_block(self, n: int, step: int, memory: Memory) -> tuple[int, ...] | None:
+        """The first block that `blocks` is going to return, where that does not depend on the lines; None by default.
+
+        It only saves time: the parameters are moved to its first trial while slopes are computed. If `blocks` returns
+        another one, they are moved again.
+
+        Args:
+            n: the number of components.
+            step: how many steps are finished, ≥ 0.
+            memory: the values of `defaults()`; not to be changed.
+        """
+        return None
 
     @abstractmethod
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
@@ -84,6 +97,10 @@ class Selection(Protocol):
 class Jointly(Selection):
     """One search over all components in every step."""
 
+    def expected_block(self, n: int, step: int, memory: Memory) -> tuple[int, ...] | None:
+        """All places, unless a subclass has changed `blocks`."""
+        return tuple(range(n)) if inherits(self, Jointly, "blocks") else None
+
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
         """One block of all places."""
         return (tuple(range(len(lines))),)
@@ -116,6 +133,12 @@ class Cycle(_AfterJointSteps):
         """`cycle_place`, the place to search next."""
         return {"cycle_place": 0}
 
+    def expected_block(self, n: int, step: int, memory: Memory) -> tuple[int, ...] | None:
+        """What `blocks` returns, unless a subclass has changed it."""
+        if not inherits(self, Cycle, "blocks"):
+            return None
+        return tuple(range(n)) if step < self.joint_steps else (memory["cycle_place"] % n,)
+
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
         """All places at once during the joint steps, then one place."""
         n = len(lines)
@@ -147,6 +170,12 @@ class EachAlone(_AfterJointSteps):
         arXiv 2403.18506, PLASLS as its text states it.
     """
 
+    def expected_block(self, n: int, step: int, memory: Memory) -> tuple[int, ...] | None:
+        """The first one that `blocks` returns, unless a subclass has changed it."""
+        if not inherits(self, EachAlone, "blocks"):
+            return None
+        return tuple(range(n)) if step < self.joint_steps else (0,)
+
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
         """All places at once during the joint steps, then each place as a block of its own."""
         n = len(lines)
@@ -158,7 +187,7 @@ class Every(Selection):
     """Search at every m-th step only, the first included; between searches all move with the step size they have.
 
     A component whose last search failed stays until one succeeds. The moves between searches are not tested by any
-    trial. The guess is asked at every step, so with `Growth` the step size grows between searches too.
+    trial, and step sizes stay as they are meanwhile.
 
     Args:
         steps: m ≥ 1, from one search to the next.
@@ -190,6 +219,11 @@ class Every(Selection):
     def due(self, loss: Callable[[], float], step: int, memory: Memory) -> bool:
         """At steps 0, m, 2m, …, if the inner selection agrees."""
         return step % self.steps == 0 and self.selection.due(loss, step // self.steps, memory)
+
+    def expected_block(self, n: int, step: int, memory: Memory) -> tuple[int, ...] | None:
+        """What the inner selection says, unless a subclass has changed `blocks`."""
+        inner = self.selection
+        return inner.expected_block(n, step // self.steps, memory) if inherits(self, Every, "blocks") else None
 
     def blocks(self, lines: Sequence[Line], step: int, memory: Memory) -> Blocks:
         """The inner selection's blocks."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from armijo.directions.base import Direction, ParameterState, Tensors, Workspace, inherits
+from armijo.directions.base import Direction, ParameterState, Tensors, Workspace
 from armijo.directions.fused import FusedAdamKernel
 from armijo.errors import ConfigurationError
+from armijo.families import inherits
 
 __all__ = ["AdamDirection"]
 

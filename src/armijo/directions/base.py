@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from armijo.directions.kernel import Kernel
 
-__all__ = ["Direction", "ParameterState", "Tensors", "Workspace", "inherits"]
+__all__ = ["Direction", "ParameterState", "Tensors", "Workspace"]
 
 Tensors = list[torch.Tensor]
 ParameterState = dict[str, Any]
@@ -33,11 +33,6 @@ class Workspace:
         if key not in self._rows or self._rows[key].shape[1] < size:
             self._rows[key] = torch.zeros(n, size, dtype=like.dtype, device=like.device)
         return tuple(row[:size] for row in self._rows[key])
-
-
-def inherits(part: object, owner: type, *methods: str) -> bool:
-    """Whether the part takes all of the methods as `owner` has them: what `owner` says of them holds for it too."""
-    return all(getattr(type(part), method) is getattr(owner, method) for method in methods)
 
 
 class Direction(Protocol):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from armijo.directions.base import Direction, ParameterState, Tensors, inherits
+from armijo.directions.base import Direction, ParameterState, Tensors
+from armijo.families import inherits
 
 __all__ = ["GradientDirection"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from armijo.directions.base import Direction, ParameterState, Tensors, Workspace, inherits
+from armijo.directions.base import Direction, ParameterState, Tensors, Workspace
 from armijo.directions.kernel import Kernel
 from armijo.errors import ConfigurationError
-from armijo.families import check_part
+from armijo.families import check_part, inherits
 
 __all__ = ["KeepLastStep"]
 

@@ -18,7 +18,14 @@ from armijo.search.values import Outcome, Status, Trial
 if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
 
-__all__ = ["checked_blocks", "checked_due", "checked_merge", "checked_moved_before", "checked_outcome"]
+__all__ = [
+    "checked_blocks",
+    "checked_due",
+    "checked_expected",
+    "checked_merge",
+    "checked_moved_before",
+    "checked_outcome",
+]
 
 
 def checked_blocks(optimizer: LineSearch, selected: Any, n: int) -> tuple[tuple[int, ...], ...]:
@@ -44,6 +51,11 @@ def checked_due(optimizer: LineSearch, due: Any) -> bool:
     if not isinstance(due, bool):
         raise ConfigurationError(f"{optimizer.selection!r} answered due() with {due!r}; it must return True or False.")
     return due
+
+
+def checked_expected(optimizer: LineSearch, block: Any, n: int) -> tuple[int, ...]:
+    """The block that a selection expects to search first, () where it does not know."""
+    return () if block is None else checked_blocks(optimizer, (block,), n)[0]
 
 
 def checked_moved_before(optimizer: LineSearch, block: tuple[int, ...], n: int) -> tuple[int, ...]:

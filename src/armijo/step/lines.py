@@ -163,16 +163,23 @@ class ComponentLine:
         return zip(self.component.groups, self.groups, strict=True)
 
 
-def compute_lines(optimizer: LineSearch, objective: Objective, snapshot: Snapshot, due: bool) -> list[ComponentLine]:
+def compute_lines(
+    optimizer: LineSearch,
+    objective: Objective,
+    snapshot: Snapshot,
+    due: bool,
+    block: tuple[int, ...],
+) -> list[ComponentLine]:
     """The line of each component, by place. One host synchronisation; the means are over all ranks.
 
-    Where the first trial's step size is known before the slope, the parameters are there afterwards.
+    Where the first trial of `block` is known before its slope, its parameters are there afterwards.
 
     Args:
         optimizer: the optimizer, whose gradients are in place.
         objective: the loss, at its baseline.
         snapshot: moves the parameters.
         due: whether there is to be a search; otherwise slopes may be missing (NaN).
+        block: the places that are expected to be searched first, if any.
 
     Raises:
         ConfigurationError: a value in a group is out of its range, a gradient is sparse and the direction has
@@ -188,8 +195,8 @@ def compute_lines(optimizer: LineSearch, objective: Objective, snapshot: Snapsho
             check_values(group, optimizer.direction, memory)
             check_maximize(group, optimizer.param_groups[0])
         groups.extend(_prepare(optimizer, group, probe_names) for group in optimizer.param_groups)
-        ahead = _expected_step_size(optimizer, groups) if due and len(components) == 1 and _apart(groups) else None
-        terms = [_slope_terms(index, group, snapshot, due, ahead) for index, group in enumerate(groups)]
+        ahead = _expected_moves(optimizer, groups, [components[place] for place in block]) if _apart(groups) else {}
+        terms = [_slope_terms(index, group, snapshot, due, ahead.get(index)) for index, group in enumerate(groups)]
         return terms + [group.probe_terms(name) for name in probe_names for group in groups]
 
     n_groups = len(optimizer.param_groups)
@@ -245,15 +252,23 @@ def _apart(groups: Sequence[GroupLine]) -> bool:
     return len(places) == len(set(places))
 
 
-def _expected_step_size(optimizer: LineSearch, groups: Sequence[GroupLine]) -> float | None:
-    """The step size that the only component's first trial will have, if that is known before its line."""
-    first = groups[0].group
-    memory = copy_memory(first, optimizer.search.defaults())
-    expected = optimizer.search.expected_step_size(float(first["step_size"]), memory)
-    if not (isinstance(expected, Real) and 0 < expected < math.inf):
-        return None
-    expected = min(float(expected), *(float(group.group["max_step_size"]) for group in groups))
-    return expected if all(expected <= largest_number(group.parameters) for group in groups) else None
+def _expected_moves(optimizer: LineSearch, groups: Sequence[GroupLine], block: Sequence[Component]) -> dict[int, float]:
+    """The step size of each group at the first trial of a block, if they are known before the lines."""
+    sizes, caps = [], []
+    for component in block:
+        members = [groups[index] for index in component.groups]
+        memory = copy_memory(members[0].group, optimizer.search.defaults())
+        expected = optimizer.search.expected_step_size(float(members[0].group["step_size"]), memory)
+        if not (isinstance(expected, Real) and 0 < expected < math.inf):
+            return {}
+        caps.append(min(float(member.group["max_step_size"]) for member in members))
+        sizes.append(min(float(expected), caps[-1]))
+        if any(sizes[-1] > largest_number(member.parameters) for member in members):
+            return {}
+    first = max(sizes, default=0.0)
+    # As a block computes them, to the last bit.
+    moves = [min(size / first * first, cap) for size, cap in zip(sizes, caps, strict=True)]
+    return {index: move for component, move in zip(block, moves, strict=True) for index in component.groups}
 
 
 def _without_slope(objective: Objective, line: Line, members: Sequence[GroupLine]) -> tuple[float, bool]:

@@ -24,7 +24,14 @@ from armijo.observers.report import ComponentReport, SearchReport, StepReport
 from armijo.search.memory import Memory, ScratchMemory, copy_memory, plain_value
 from armijo.search.values import SearchResult, Status, Trial
 from armijo.snapshot import Ray, Snapshot
-from armijo.step.answers import checked_blocks, checked_due, checked_merge, checked_moved_before, checked_outcome
+from armijo.step.answers import (
+    checked_blocks,
+    checked_due,
+    checked_expected,
+    checked_merge,
+    checked_moved_before,
+    checked_outcome,
+)
 from armijo.step.baseline import evaluate_baseline
 from armijo.step.block import Block, Decision
 from armijo.step.guards import (
@@ -115,8 +122,10 @@ def take_step(
             if objective.reduction.groups and _is_first(optimizer):
                 check_ranks_hold_the_same(objective, parameters_of(optimizer.param_groups))
             memory = _selection_memory(optimizer)
-            due = checked_due(optimizer, optimizer.selection.due(value, optimizer.param_groups[0]["steps"], memory))
-            lines = compute_lines(optimizer, objective, snapshot, due)
+            steps, n = optimizer.param_groups[0]["steps"], len(optimizer.components)
+            due = checked_due(optimizer, optimizer.selection.due(value, steps, memory))
+            block = checked_expected(optimizer, optimizer.selection.expected_block(n, steps, memory), n) if due else ()
+            lines = compute_lines(optimizer, objective, snapshot, due, block)
             parameters = parameters_of(optimizer.param_groups)
             aside = gradients_aside(objective, parameters) if baseline.ran_backward else nullcontext()
             with aside as drop_gradients, watch_attributes(objective, parameters, first=_is_first(optimizer)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 from armijo.components.merging import Merge
@@ -30,7 +31,19 @@ def check_selection(contract: Contract) -> None:
                 f"answered {due!r} from due",
                 "It says whether to search at this step at all: True or False.",
             )
+            kept = deepcopy(memory)
+            expected = contract.call("expected_block", size, step, memory) if due else None
+            contract.require(
+                memory == kept,
+                "changed its memory in expected_block",
+                "It tells what blocks() is going to return, and blocks() is called after it.",
+            )
             blocks = _blocks(contract, lines, step, memory) if due else []
+            contract.require(
+                expected is None or (bool(blocks) and tuple(expected) == blocks[0]),
+                f"expected to search {expected!r} first at step {step} of {size} components, and selected {blocks}",
+                "Answer None where the first block depends on the lines: a wrong answer costs time.",
+            )
             contract.call("remember", _searches(contract, lines, blocks), step, memory)
             if size > 1 and step in (n + 1, 2 * n + 2):
                 size -= 1
