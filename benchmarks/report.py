@@ -56,7 +56,7 @@ def draw() -> None:
     for color, (selection, points) in zip(PALETTE[3:], curves.items(), strict=False):
         _line(by_components, points, f"PLASLS, {selection}", color)
     by_components.axhline(_ratio(minilm, "AdamSLS, β1 = 0"), color="0.6", linewidth=1, linestyle="--")
-    by_components.text(250, _ratio(minilm, "AdamSLS, β1 = 0"), "AdamSLS", color="0.4", va="top", fontsize=9)
+    by_components.text(2000, _ratio(minilm, "AdamSLS, β1 = 0"), "AdamSLS", color="0.4", va="bottom", fontsize=9)
     by_components.set(xscale="log", xlabel="components", ylabel="own work, steps of AdamW fused")
     style(figure)
     for axes in (by_size, by_components):
