@@ -36,7 +36,7 @@ from armijo.search.backtracking import Backtracking, FixedStep, PaperBacktrackin
 from armijo.search.base import CriterionSearch, Search
 from armijo.search.bracketing import Bracketing
 from armijo.search.criteria import Armijo, Criterion, Goldstein, NonMonotoneArmijo, SmoothedArmijo
-from armijo.search.guesses import Growth, Guess, Parabola, Polyak
+from armijo.search.guesses import Growth, Guess, Hypergradient, Parabola, Polyak
 from armijo.search.memory import Memory, combine_memory
 from armijo.search.values import Evaluate, Line, Outcome, SearchResult, Status, Trial
 
@@ -68,6 +68,7 @@ __all__ = [
     "GradientDirection",
     "Growth",
     "Guess",
+    "Hypergradient",
     "Jointly",
     "KeepLastStep",
     "Line",

@@ -32,6 +32,8 @@ GUESSES = [
     armijo.Parabola(),
     armijo.Parabola(1.0, 0.0, 2.0),
     armijo.Polyak(),
+    armijo.Hypergradient(),
+    armijo.Hypergradient(1.0, 2.0, 0.1),
 ]
 SEARCHES = [
     armijo.FixedStep(0.3),

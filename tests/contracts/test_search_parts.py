@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from armijo.search.base import Search
 from armijo.search.bracketing import Bracketing
 from armijo.search.criteria import Armijo, Goldstein
 from armijo.search.guesses import Growth
-from armijo.search.values import Line, Outcome, SearchResult, Status, Trial
+from armijo.search.values import Derivatives, Line, Outcome, SearchResult, Status, Trial
 from contracts.extensions import AloneThenTogether, LargestOfTheLast, OnDemand
 from contracts.members import CRITERIA, GUESSES, MERGINGS, PARTITIONS, SEARCHES, SELECTIONS
 
@@ -27,6 +28,15 @@ SEARCHING_ALL = [*SELECTIONS, AloneThenTogether(), OnDemand(4)]
 TRYING = [search for search in SEARCHES if not isinstance(search, FixedStep)]
 
 positive = st.floats(1e-6, 1e6)
+
+
+class Never(armijo.Selection):
+    """Search nothing, and let the guess have its way."""
+
+    def blocks(self, lines: Any, step: int, memory: Any) -> tuple[tuple[int, ...], ...]:
+        return ()
+
+
 every = pytest.mark.parametrize
 
 
@@ -454,6 +464,31 @@ def test_a_non_monotone_criterion_starts_from_the_mean_loss_where_that_is_higher
     assert criterion.violation(Line(9.0, 1.0), Trial(1.0, math.nan), memory) == math.inf
 
 
+@every("first", [0.001, 0.1, 0.19])
+def test_a_hypergradient_finds_the_step_size_that_ends_at_the_minimum(first: float) -> None:
+    # On ½·κ·w² with κ = 10 the slope at the end of a step is η·S·(1 - η·κ).
+    guess = armijo.Hypergradient(first, rate=0.2, limit=1.0)
+    memory, step_size, ahead = guess.defaults(), first, 0.0
+    for _ in range(60):
+        line = Line(1.0, 7.0, derivatives=Derivatives({"last_step": ahead}))
+        step_size = guess.next(step_size, line, memory)
+        ahead = step_size * 7.0 * (1 - 10 * step_size)
+    assert step_size == pytest.approx(0.1, rel=1e-2)
+
+
+def test_a_hypergradient_reads_what_the_last_step_did_in_an_optimizer() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    search = Backtracking(guess=armijo.Hypergradient(0.01, rate=0.5))
+    direction = armijo.KeepLastStep(armijo.GradientDirection())
+    optimizer = armijo.LineSearch([weight], direction=direction, search=search, selection=Never())
+    optimizer.step(lambda: (weight**2).sum())
+    optimizer.step(lambda: (weight**2).sum())
+    # g = 2·w, so the second slope along the first step is η·S·(1 - 2·η).
+    assert optimizer.report is not None
+    assert optimizer.report.forwards == 1
+    assert optimizer.param_groups[0]["step_size"] == pytest.approx(0.01 * math.exp(0.5 * 0.5))
+
+
 @every(("slope", "curvature", "step_size"), [(1.0, 2.0, 0.3), (5.0, 40.0, 0.01), (2.0, 30.0, 0.2)])
 def test_a_parabola_finds_a_quadratics_minimum(slope: float, curvature: float, step_size: float) -> None:
     guess = armijo.Parabola(beta=0.0, reach=1e6)
@@ -504,6 +539,9 @@ def test_polyaks_step_size_is_shortened_by_what_was_rejected_and_recovers() -> N
         (armijo.SmoothedArmijo, {"beta": "0.9"}),
         (armijo.NonMonotoneArmijo, {"c": 0.0}),
         (armijo.NonMonotoneArmijo, {"xi": 1.1}),
+        (armijo.Hypergradient, {"initial": math.inf}),
+        (armijo.Hypergradient, {"rate": 0.0}),
+        (armijo.Hypergradient, {"limit": -0.5}),
         (armijo.Parabola, {"initial": 0.0}),
         (armijo.Parabola, {"beta": 1.0}),
         (armijo.Parabola, {"reach": 1.0}),

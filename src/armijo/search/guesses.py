@@ -12,7 +12,7 @@ from armijo.families import is_number
 from armijo.search.memory import Memory
 from armijo.search.values import Line, Trial
 
-__all__ = ["Growth", "Guess", "Parabola", "Polyak"]
+__all__ = ["Growth", "Guess", "Hypergradient", "Parabola", "Polyak"]
 
 
 class Guess(Protocol):
@@ -102,6 +102,65 @@ class Growth(Guess):
     def expected(self, step_size: float, memory: Memory) -> float | None:
         """η·factor, unless a subclass has changed `next`."""
         return step_size * self.factor if type(self).next is Growth.next else None
+
+
+@dataclass(frozen=True)
+class Hypergradient(Guess):
+    """The next batch judges the last step, and no forward pass is needed for it: η ← η·exp(κ·γ).
+
+    γ = ⟨∇f_{k+1}(w_{k+1}), w_k - w_{k+1}⟩/(η_k·S_k) compares the slope along the last step that a new batch finds at
+    its end with the slope S_k that its own batch found at its start. It is 0 where the step has ended at the minimum of
+    the new batch's loss along it, > 0 where it was too short, < 0 where it was too long. A trial on the step's own
+    batch cannot tell, because a step fits the noise of its batch.
+
+    It reads the probe "last_step": `direction=KeepLastStep(AdamDirection(betas=(0.0, 0.999)))`.
+
+    Args:
+        initial: the first step size, > 0 and finite.
+        rate: κ > 0.
+        limit: the largest |γ| that counts, > 0.
+
+    Raises:
+        ConfigurationError: if an argument is out of its range.
+
+    Source:
+        arXiv 1703.04782, its multiplicative rule, on the logarithm and relative to S.
+
+    Examples:
+        >>> guess = Hypergradient(rate=0.5)
+        >>> memory = {"hypergradient_slope": 20.0}
+        >>> line = Line(loss=1.0, slope=4.0, derivatives={"last_step": -0.5})
+        >>> round(guess.next(0.1, line, memory), 4)                # γ = -0.5/(0.1·20); 0.1·exp(0.5·(-0.25))
+        0.0882
+    """
+
+    initial: float = 0.1
+    rate: float = 0.5
+    limit: float = 0.5
+
+    def __post_init__(self) -> None:
+        Growth(self.initial)
+        for name in ("rate", "limit"):
+            value = getattr(self, name)
+            if not (is_number(value) and 0 < value < math.inf):
+                raise ConfigurationError(f"{name} is {value!r}; it must be a positive number, for instance 0.5.")
+
+    def initial_step_size(self) -> float:
+        """`initial`."""
+        return self.initial
+
+    def defaults(self) -> Memory:
+        """S_k of the last step; 0 before the first one."""
+        return {"hypergradient_slope": 0.0}
+
+    def next(self, step_size: float, line: Line, memory: Memory) -> float:
+        """η·exp(κ·γ)."""
+        promise = step_size * memory["hypergradient_slope"]
+        memory["hypergradient_slope"] = line.slope
+        gamma = line.derivatives["last_step"] / promise if promise > 0 else 0.0
+        if math.isnan(gamma):
+            return step_size
+        return step_size * math.exp(self.rate * max(-self.limit, min(gamma, self.limit)))
 
 
 @dataclass(frozen=True)
