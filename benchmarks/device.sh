@@ -2,7 +2,8 @@
 # What only a GPU can show, in under eight minutes: the tests that need one, own work and training time.
 # Run in the repository's root on a machine with torch, transformers, pytest and hypothesis:
 #   bash benchmarks/device.sh [FOLDER]
-# FOLDER/device.json goes into results/performance, and benchmarks/report.py puts it into docs/performance.md.
+# Copy FOLDER/device.json to results/performance and put the lines <!-- device.json --> and <!-- end --> under the last
+# heading of docs/performance.md: benchmarks/report.py fills the place between them.
 set -u
 out=${1:-${OUT:-device}}
 mkdir -p "$out"
@@ -11,12 +12,12 @@ timeout 150 python -m pytest -q -p no:cacheprovider -p no:randomly tests/torch_c
     tests/test_optimizer.py > "$out/tests.txt" 2>&1
 echo "tests: $?" | tee "$out/status.txt"
 for shape in base large; do
-    timeout 60 python benchmarks/own_work.py --device cuda --shape $shape --rounds 15 --components 1 10 100 200 \
+    timeout 45 python benchmarks/own_work.py --device cuda --shape $shape --rounds 15 --components 1 10 100 200 \
         --json "$out/own_work_$shape.json" > "$out/own_work_$shape.txt" 2>&1
     echo "own work, $shape: $?" | tee -a "$out/status.txt"
 done
 for run in base/float32 base/tf32 base/bfloat16 base/float16 large/bfloat16; do
-    timeout 60 python benchmarks/overhead.py --device cuda --shape "${run%/*}" --precision "${run#*/}" --steps 30 \
+    timeout 45 python benchmarks/overhead.py --device cuda --shape "${run%/*}" --precision "${run#*/}" --steps 30 \
         --tokens 128 --only "AdamW, foreach" AdamSLS "AdamSLS, β1 = 0" "AdamSLS, on demand" "PLASLS by layer" \
         --json "$out/overhead_${run/\//_}.json" > "$out/overhead_${run/\//_}.txt" 2>&1
     echo "training, $run: $?" | tee -a "$out/status.txt"

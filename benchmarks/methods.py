@@ -168,7 +168,7 @@ def finish(measurement: Mapping[str, Any], file: Path | None) -> None:
 
 
 class Waits(TorchFunctionMode):
-    """Count where a device would be waited for: tensors on it that are read as numbers.
+    """Count where a device would be waited for: tensors that are read as numbers, wherever they lie.
 
     Adam's counts of steps are tensors on the CPU everywhere, so reading them is no wait.
     """
