@@ -9,6 +9,7 @@ Examples:
 """
 
 from armijo import paper
+from armijo.averaging import polynomial_average
 from armijo.components.merging import Merge, MergeNeighbours, MergeSmallest, Merging, NeverMerge
 from armijo.components.on_demand import OnDemand
 from armijo.components.partition import ByLabel, Component, Partition, Together
@@ -104,6 +105,7 @@ __all__ = [
     "Trial",
     "combine_memory",
     "paper",
+    "polynomial_average",
     "read_steps",
     "split",
 ]

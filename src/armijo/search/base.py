@@ -26,6 +26,14 @@ class Search(Protocol):
     by a criterion, from this class for any other.
     """
 
+    @property
+    def every_step(self) -> bool:
+        """Whether `first_step_size` is to be called at steps without a search too, for which slopes are computed then.
+
+        False by default.
+        """
+        return False
+
     @abstractmethod
     def initial_step_size(self) -> float:
         """The step size of a component that has made no step yet, > 0."""
@@ -37,7 +45,10 @@ class Search(Protocol):
 
     @abstractmethod
     def first_step_size(self, step_size: float, line: Line, memory: Memory) -> float:
-        """The step size to try first, > 0 and finite. Called for each component at each step, searched or not.
+        """The step size to try first, > 0 and finite.
+
+        Called for each component at each step where a search is due, whether the component is searched or not, and at
+        every other step too with `every_step`.
 
         Args:
             step_size: η as the component last used it, > 0.
@@ -107,6 +118,11 @@ class CriterionSearch(ABC, Search):
                 "Bracketing(criterion=...), or set lengthens = True in a search of your own that can lengthen."
             )
         self.defaults()
+
+    @property
+    def every_step(self) -> bool:
+        """As the guess wants it."""
+        return bool(getattr(self.guess, "every_step", False))
 
     def initial_step_size(self) -> float:
         """The guess's."""

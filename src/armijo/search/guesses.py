@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from armijo.errors import ConfigurationError
 from armijo.families import is_number
@@ -21,6 +21,9 @@ class Guess(Protocol):
     Derive from this class to write a guess; only `initial_step_size` and `next` have to be written.
     """
 
+    every_step: ClassVar[bool] = False
+    """Whether `next` is to be called at steps without a search too, for which slopes are computed then."""
+
     @abstractmethod
     def initial_step_size(self) -> float:
         """The step size of a component that has made no step yet, > 0."""
@@ -34,8 +37,9 @@ class Guess(Protocol):
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
         """The first step size to try, > 0 and finite.
 
-        Called for each component at each step, searched or not, except where the loss is not finite or the slope is
-        below the search's `least_slope`. (`PaperBacktracking` calls it there too.)
+        Called for each component at each step where a search is due, whether the component is searched or not, and at
+        every other step too with `every_step`; not where the loss is not finite or the slope is below the search's
+        `least_slope`. (`PaperBacktracking` calls it there too.)
 
         Args:
             step_size: η as the component last used it, > 0.
@@ -108,10 +112,15 @@ class Growth(Guess):
 class Hypergradient(Guess):
     """The next batch judges the last step, and no forward pass is needed for it: η ← η·exp(κ·γ).
 
-    γ = ⟨∇f_{k+1}(w_{k+1}), w_k - w_{k+1}⟩/(η_k·S_k) compares the slope along the last step that a new batch finds at
-    its end with the slope S_k that its own batch found at its start. It is 0 where the step has ended at the minimum of
-    the new batch's loss along it, > 0 where it was too short, < 0 where it was too long. A trial on the step's own
-    batch cannot tell, because a step fits the noise of its batch.
+    ⟨∇f_{k+1}(w_{k+1}), w_k - w_{k+1}⟩ is the slope along the last step that a new batch finds at its end. It is 0 where
+    the step has ended at the minimum of the new batch's loss along it, > 0 where it was too short, < 0 where it was too
+    long. A trial on the step's own batch cannot tell, because a step fits the noise of its batch. γ compares it with
+    what the step had promised, η_k·S_k, by running means, so that steps that promised much count for more:
+
+        A ← m·A + (1-m)·⟨∇f_{k+1}(w_{k+1}), w_k - w_{k+1}⟩        B ← m·B + (1-m)·η_k·S_k        γ = A/B
+
+    Second, no step is tried that promises more than the loss can fall: η ≤ (f(w) - f*)/S. It tells how long the first
+    step should be, and holds back a step size that was found on other batches where this one has little left to gain.
 
     It reads the probe "last_step": `direction=KeepLastStep(AdamDirection(betas=(0.0, 0.999)))`.
 
@@ -119,24 +128,31 @@ class Hypergradient(Guess):
         initial: the first step size, > 0 and finite.
         rate: κ > 0.
         limit: the largest |γ| that counts, > 0.
+        mean: m, the share that the means keep of themselves, 0 ≤ m < 1.
+        least_loss: f*, a lower bound of the loss. Where the loss is not above it, there is no bound of η; with
+            -inf there is none at all.
 
     Raises:
         ConfigurationError: if an argument is out of its range.
 
     Source:
-        arXiv 1703.04782, its multiplicative rule, on the logarithm and relative to S.
+        arXiv 1703.04782, its multiplicative rule, on the logarithm and relative to S; the bound is the step size of
+        arXiv 2002.10542.
 
     Examples:
         >>> guess = Hypergradient(rate=0.5)
-        >>> memory = {"hypergradient_slope": 20.0}
+        >>> memory = {**guess.defaults(), "hypergradient_slope": 20.0}
         >>> line = Line(loss=1.0, slope=4.0, derivatives={"last_step": -0.5})
         >>> round(guess.next(0.1, line, memory), 4)                # γ = -0.5/(0.1·20); 0.1·exp(0.5·(-0.25))
         0.0882
     """
 
+    every_step: ClassVar[bool] = True
     initial: float = 0.1
     rate: float = 0.5
     limit: float = 0.5
+    mean: float = 0.7
+    least_loss: float = 0.0
 
     def __post_init__(self) -> None:
         Growth(self.initial)
@@ -144,23 +160,32 @@ class Hypergradient(Guess):
             value = getattr(self, name)
             if not (is_number(value) and 0 < value < math.inf):
                 raise ConfigurationError(f"{name} is {value!r}; it must be a positive number, for instance 0.5.")
+        if not (is_number(self.mean) and 0 <= self.mean < 1):
+            raise ConfigurationError(f"mean is {self.mean!r}; a running mean needs 0 ≤ mean < 1, for instance 0.7.")
+        if not (is_number(self.least_loss) and self.least_loss < math.inf):
+            raise ConfigurationError(f"least_loss is {self.least_loss!r}; it must be a number, for instance 0.")
 
     def initial_step_size(self) -> float:
         """`initial`."""
         return self.initial
 
     def defaults(self) -> Memory:
-        """S_k of the last step; 0 before the first one."""
-        return {"hypergradient_slope": 0.0}
+        """A, B and S_k of the last step; 0 before the first one."""
+        return {"hypergradient_along": 0.0, "hypergradient_promise": 0.0, "hypergradient_slope": 0.0}
 
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
-        """η·exp(κ·γ)."""
-        promise = step_size * memory["hypergradient_slope"]
-        memory["hypergradient_slope"] = line.slope
-        gamma = line.derivatives["last_step"] / promise if promise > 0 else 0.0
-        if math.isnan(gamma):
-            return step_size
-        return step_size * math.exp(self.rate * max(-self.limit, min(gamma, self.limit)))
+        """min(η·exp(κ·γ), (f(w) - f*)/S)."""
+        promise, memory["hypergradient_slope"] = step_size * memory["hypergradient_slope"], line.slope
+        if 0 < promise < math.inf:
+            sums = (("hypergradient_along", line.derivatives["last_step"]), ("hypergradient_promise", promise))
+            for name, value in sums:
+                memory[name] = self.mean * memory[name] + (1 - self.mean) * value
+            gamma = memory["hypergradient_along"] / memory["hypergradient_promise"]
+            step_size *= math.exp(self.rate * max(-self.limit, min(gamma, self.limit)))
+        if line.loss > self.least_loss and line.slope > 0:
+            longest = (line.loss - self.least_loss) / line.slope
+            return min(step_size, longest) if longest > 0 else step_size
+        return step_size
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class ComponentLine:
     Args:
         component: its label and groups.
         groups: its groups' directions.
-        line: the loss at w_k and the component's own slope, which is NaN where no search was due and none was needed.
+        line: the loss at w_k and the component's own slope, which is NaN where none was needed.
         finite: whether loss, gradients and slope are.
         cap: the smallest `max_step_size` of its groups.
         reach: the largest step size that its parameters' number formats can hold.
@@ -167,7 +167,7 @@ def compute_lines(
     optimizer: LineSearch,
     objective: Objective,
     snapshot: Snapshot,
-    due: bool,
+    slopes_needed: bool,
     block: tuple[int, ...],
 ) -> list[ComponentLine]:
     """The line of each component, by place. One host synchronisation; the means are over all ranks.
@@ -178,7 +178,8 @@ def compute_lines(
         optimizer: the optimizer, whose gradients are in place.
         objective: the loss, at its baseline.
         snapshot: moves the parameters.
-        due: whether there is to be a search; otherwise slopes may be missing (NaN).
+        slopes_needed: whether there is to be a search, or the search wants every step; otherwise slopes may be missing
+            (NaN).
         block: the places that are expected to be searched first, if any.
 
     Raises:
@@ -196,7 +197,9 @@ def compute_lines(
             check_maximize(group, optimizer.param_groups[0])
         groups.extend(_prepare(optimizer, group, probe_names) for group in optimizer.param_groups)
         ahead = _expected_moves(optimizer, groups, [components[place] for place in block]) if _apart(groups) else {}
-        terms = [_slope_terms(index, group, snapshot, due, ahead.get(index)) for index, group in enumerate(groups)]
+        terms = [
+            _slope_terms(index, group, snapshot, slopes_needed, ahead.get(index)) for index, group in enumerate(groups)
+        ]
         return terms + [group.probe_terms(name) for name in probe_names for group in groups]
 
     n_groups = len(optimizer.param_groups)
@@ -222,24 +225,24 @@ def compute_lines(
             ),
         )
         finite = line.finite
-        if not due and any(member.kernel.sums_gradients for member in members):
+        if not slopes_needed and any(member.kernel.sums_gradients for member in members):
             slope, finite = _without_slope(objective, line, members)
             line = replace(line, slope=slope)
         previous = float(members[0].group["step_size"])
         memory = copy_memory(members[0].group, names)
         failed = members[0].group["failed_searches"]
         lines.append(ComponentLine(component, members, line, finite, cap, reach, previous, previous, memory, failed))
-    if not due or not all(each.finite for each in lines):
+    if not slopes_needed or not all(each.finite for each in lines):
         return [replace(each, first=min(each.previous, each.cap)) for each in lines]
     return [replace(each, first=min(_first_step_size(optimizer, each), each.cap)) for each in lines]
 
 
 def _slope_terms(
-    index: int, group: GroupLine, snapshot: Snapshot, due: bool, ahead: float | None
+    index: int, group: GroupLine, snapshot: Snapshot, slopes_needed: bool, ahead: float | None
 ) -> list[torch.Tensor]:
-    """What adds up to ⟨g, d⟩ of a group, or to the sum of its gradients where no search is due and that is enough."""
+    """What adds up to ⟨g, d⟩ of a group, or to the sum of its gradients where no slope is needed and that is enough."""
     kernel = group.kernel
-    if not due and kernel.sums_gradients:
+    if not slopes_needed and kernel.sums_gradients:
         return kernel.sums()
     terms = kernel.slopes() if ahead is None else snapshot.move_ahead(index, group.parameters, ahead, kernel)
     # Each rank has a shard of the sum, and what the ranks have is averaged.

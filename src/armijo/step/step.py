@@ -125,7 +125,8 @@ def take_step(
             steps, n = optimizer.param_groups[0]["steps"], len(optimizer.components)
             due = checked_due(optimizer, optimizer.selection.due(value, steps, memory))
             block = checked_expected(optimizer, optimizer.selection.expected_block(n, steps, memory), n) if due else ()
-            lines = compute_lines(optimizer, objective, snapshot, due, block)
+            slopes_needed = due or getattr(optimizer.search, "every_step", False)
+            lines = compute_lines(optimizer, objective, snapshot, slopes_needed, block)
             parameters = parameters_of(optimizer.param_groups)
             aside = gradients_aside(objective, parameters) if baseline.ran_backward else nullcontext()
             with aside as drop_gradients, watch_attributes(objective, parameters, first=_is_first(optimizer)):

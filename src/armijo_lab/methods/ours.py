@@ -3,7 +3,9 @@
 Arguments of all: `c` and `initial_step_size`.
 
 Arguments of `adamsls`, `plasls` and `sgdsls`: `weight_decay`, `max_step_size`, and except for `sgdsls` `beta1` and
-`beta2`.
+`beta2`. Arguments of `adamsls` that leave out a part of the default: `guess` (hypergradient, growth), `bound` (yes, no:
+whether a step may promise more than the loss) and `when` (demand, always). The default until November 2026 was
+`adamsls:beta1=0.9,c=0.1,guess=growth,when=always`.
 
 Arguments of `plasls`: `split` (layer, projection, module, tensor); `n_groups`, with split=layer (a number, or layers
 for one group per layer); `schedule` (cycle, each, joint); `joint_steps`; `merge` (mean, geometric_mean, minimum,
@@ -15,6 +17,7 @@ except `merge`, and `baseline` (isolated, or moved for the order of updates in t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -117,7 +120,24 @@ def _builder(make: Callable[[nn.Module, dict[str, Any]], Optimizer]) -> Build:
 def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     import armijo
 
-    return armijo.AdamSLS(trainable_parameters(model), **_join_betas(settings))
+    if not settings.keys() & {"guess", "bound", "when"}:
+        return armijo.AdamSLS(trainable_parameters(model), **_join_betas(settings))
+    initial, c = settings.pop("initial_step_size", 0.1), settings.pop("c", 0.5)
+    least_loss = 0.0 if settings.pop("bound", "yes") == "yes" else -math.inf
+    guess: armijo.Guess = armijo.Hypergradient(initial, least_loss=least_loss)
+    direction: armijo.Direction = armijo.AdamDirection((settings.pop("beta1", 0.0), settings.pop("beta2", 0.999)))
+    if settings.pop("guess", "hypergradient") == "growth":
+        guess = armijo.Growth(initial)
+    else:
+        direction = armijo.KeepLastStep(direction)
+    return armijo.LineSearch(
+        trainable_parameters(model),
+        direction=direction,
+        search=armijo.Backtracking(armijo.Armijo(c), guess),
+        selection=armijo.OnDemand() if settings.pop("when", "demand") == "demand" else armijo.Jointly(),
+        partition=armijo.Together(),
+        **settings,
+    )
 
 
 def _make_sgdsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
@@ -209,7 +229,7 @@ def _merging(rule: str, below: float | None) -> Any:
 def _join_betas(settings: dict[str, Any]) -> dict[str, Any]:
     """Replace `beta1` and `beta2` by the pair `betas`."""
     if "beta1" in settings or "beta2" in settings:
-        settings["betas"] = (settings.pop("beta1", 0.9), settings.pop("beta2", 0.999))
+        settings["betas"] = (settings.pop("beta1", 0.0), settings.pop("beta2", 0.999))
     return settings
 
 
@@ -233,11 +253,16 @@ _SPLIT: Keys = {
     "joint_steps": integer(0),
     "merge_below": number(0),
 }
+_LEFT_OUT: Keys = {
+    "guess": choice("hypergradient", "growth"),
+    "bound": choice("yes", "no"),
+    "when": choice("demand", "always"),
+}
 _MERGE: Keys = {"merge": choice("mean", "geometric_mean", "minimum", "neighbour", "never")}
 
 # None has defaults here: those of the library apply.
 ROWS: tuple[MethodRow, ...] = (
-    MethodRow("adamsls", keys={**_RECOMMENDED, **_BETAS}, build=_builder(_make_adamsls), searches=True),
+    MethodRow("adamsls", keys={**_RECOMMENDED, **_BETAS, **_LEFT_OUT}, build=_builder(_make_adamsls), searches=True),
     MethodRow(
         "plasls",
         keys={**_SPLIT, **_MERGE, **_RECOMMENDED, **_BETAS},

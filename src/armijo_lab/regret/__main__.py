@@ -1,0 +1,107 @@
+"""`python -m armijo_lab.regret key=value …`: the runs that have no record yet, one after the other.
+
+Options: `data_dir`, the folder of GLUE's files (without it, the hub); `regimes`, `tasks`, `rows`, `batch_sizes` and
+`seeds` (`0-4`), each a part of the grid, separated by commas; `optimizers`, instead of all; `results`, the folder of
+the records; `cache`, the folder of features.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from armijo_lab.errors import BadInputError
+from armijo_lab.regret import grid, page, runs
+from armijo_lab.results import store
+from armijo_lab.results.run_folder import environment
+
+_DEFAULTS = {
+    "data_dir": "",
+    "regimes": ",".join(grid.REGIMES),
+    "tasks": ",".join(dict.fromkeys(cell.task for cell in grid.CELLS)),
+    "rows": ",".join(dict.fromkeys(str(cell.rows) for cell in grid.CELLS)),
+    "batch_sizes": ",".join(dict.fromkeys(str(cell.batch_size) for cell in grid.CELLS)),
+    "seeds": "0-4",
+    "optimizers": ",".join(page.OPTIMIZERS),
+    "results": "results/regret",
+    "cache": "runs/features",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do the runs or write the page, and return the exit code."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    try:
+        report = bool(arguments) and arguments[0] == "report"
+        options = _read(arguments[1:] if report else arguments)
+        if report:
+            page.write(Path(options["results"]))
+            return 0
+        return _run(options)
+    except BadInputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
+def _read(arguments: Sequence[str]) -> dict[str, str]:
+    options = dict(_DEFAULTS)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in options:
+            raise BadInputError(f"There is no option {argument!r}; write key=value with one of {', '.join(options)}.")
+        options[key] = value
+    return options
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        spans = [span.split("-") for span in text.split(",")]
+        return [seed for span in spans for seed in range(int(span[0]), int(span[-1]) + 1)]
+    except ValueError:
+        raise BadInputError(f"seeds={text} cannot be read; write 0-4, or 0,2.") from None
+
+
+def _run(options: dict[str, str]) -> int:
+    wanted = {
+        name: set(options[key].split(","))
+        for name, key in (("task", "tasks"), ("regime", "regimes"), ("rows", "rows"), ("batch_size", "batch_sizes"))
+    }
+    cells = [cell for cell in grid.CELLS if all(str(getattr(cell, name)) in wanted[name] for name in wanted)]
+    results = Path(options["results"])
+    planned = list(itertools.product(_seeds(options["seeds"]), cells, _split(options["optimizers"])))
+    done = {page.identity(record) for record in page.read(results)}
+    todo = [(seed, cell, name) for seed, cell, name in planned if (cell, name, seed) not in done]
+    torch.set_num_threads(1)
+    provenance = {key: value for key, value in environment().items() if key in ("commit", "versions")}
+    start = time.monotonic()
+    for number, (seed, cell, name) in enumerate(todo, 1):
+        data_dir = Path(options["data_dir"]) if options["data_dir"] else None
+        record: dict[str, Any] = runs.do(cell, name, seed, data_dir, Path(options["cache"]))
+        store.append(results / f"{cell.regime}.jsonl", {**record, **provenance})
+        left = (time.monotonic() - start) / number * (len(todo) - number) / 60
+        score = json.dumps(record["last"]["accuracy"])
+        sys.stderr.write(f"{cell.name}, seed {seed}, {name}: {score[:5]} ({number} of {len(todo)}, {left:.0f} min)\n")
+    return 0
+
+
+def _split(text: str) -> list[str]:
+    """Optimizers separated by commas, each with arguments that are separated by commas too."""
+    names: list[str] = []
+    for part in text.split(","):
+        if "=" in part and ":" not in part and names:
+            names[-1] += f",{part}"
+        else:
+            names.append(part)
+    return names
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,188 @@
+"""The page of the study: regret of each optimizer, cell by cell and in the mean, and the figure."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from armijo_lab.regret.grid import CELLS, OTHERS, RATES, REGIMES, Cell
+
+__all__ = ["OPTIMIZERS", "SWEEP", "Scores", "bootstrap", "identity", "mean_regret", "read", "regret", "write"]
+
+OURS = "adamsls"
+BEFORE = "adamsls:beta1=0.9,c=0.1,guess=growth,when=always"
+SWEEP = tuple(f"adamw:lr={rate},warmup=0.1" for rate in RATES)
+OPTIMIZERS = (OURS, BEFORE, *SWEEP, *OTHERS)
+"""All that the study runs."""
+
+Scores = Mapping[tuple[Cell, str, int], float]
+"""A score of each run, higher is better, by cell, optimizer and seed."""
+
+_DRAWS = 2000
+"""Of the bootstrap."""
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The records, in the order in which they were written."""
+    lines = (line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text("utf-8").splitlines())
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def identity(record: Mapping[str, Any]) -> tuple[Cell, str, int]:
+    """Cell, optimizer and seed of a record."""
+    cell = Cell(record["task"], record["regime"], record["rows"], record["batch_size"])
+    return cell, record["optimizer"], record["seed"]
+
+
+def scores(records: Iterable[Mapping[str, Any]], which: str = "last", metric: str = "accuracy") -> dict[Any, float]:
+    """A score of each run: its accuracy, or its negated log loss (that of a diverged run is infinite)."""
+    found: dict[Any, float] = {}
+    for record in records:
+        value = record[which][metric]
+        found[identity(record)] = value if metric == "accuracy" else -math.inf if value is None else -value
+    return found
+
+
+def regret(table: Scores, cell: Cell, optimizer: str, seeds: Sequence[int]) -> float:
+    """The best rate's mean score in a cell, in hindsight, less the optimizer's; NaN where runs are missing."""
+
+    def mean(name: str) -> float:
+        values = [table.get((cell, name, seed), math.nan) for seed in seeds]
+        return sum(values) / len(values)
+
+    best = [mean(name) for name in SWEEP]
+    return math.nan if any(map(math.isnan, best)) else max(best) - mean(optimizer)
+
+
+def mean_regret(table: Scores, cells: Sequence[Cell], optimizer: str, seeds: Sequence[int]) -> float:
+    """The mean over cells."""
+    return sum(regret(table, cell, optimizer, seeds) for cell in cells) / len(cells)
+
+
+def bootstrap(number: Callable[[Sequence[int]], float], seeds: Sequence[int]) -> tuple[float, float]:
+    """A 95 % interval of a number that depends on seeds, by drawing them with replacement, paired over optimizers."""
+    draw = random.Random(0)
+    values = sorted(number(draw.choices(seeds, k=len(seeds))) for _ in range(_DRAWS))
+    return values[int(0.025 * _DRAWS)], values[int(0.975 * _DRAWS)]
+
+
+def complete(records: Sequence[Mapping[str, Any]]) -> tuple[list[Cell], list[int]]:
+    """The cells whose sweep and default have the same seeds, and these seeds."""
+    done = {identity(record) for record in records}
+    seeds = sorted({seed for _, name, seed in done if name == OURS})
+    cells = [cell for cell in CELLS if all((cell, name, seed) in done for name in (OURS, *SWEEP) for seed in seeds)]
+    return (cells, seeds) if seeds else ([], [])
+
+
+def write(folder: Path) -> None:
+    """Write `regret.md` and `regret.png` beside the records."""
+    records = read(folder)
+    parts = ["# Regret", _INTRODUCTION]
+    for regime in REGIMES:
+        chosen = [record for record in records if record["regime"] == regime]
+        cells, seeds = complete(chosen)
+        if cells:
+            parts += [f"## {_TITLES[regime]}", *_regime(chosen, cells, seeds)]
+    (folder / "regret.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    _draw(records, folder / "regret.png")
+
+
+_TITLES = {"head": "A head on frozen features", "lora": "LoRA", "whole": "The whole model"}
+_INTRODUCTION = """\
+Made by `python -m armijo_lab.regret report`. In each cell (task, rows, batch size) AdamW was run with nine rates,
+warm-up and linear decay. *Regret* is the mean score of the rate that was best in that cell, seen in hindsight, less the
+score of an optimizer that has no such hindsight: 0 is as good as a sweep, negative is better. Accuracy in points on all
+held-out rows after the last step; log loss in nats. Intervals: 95 %, over seeds drawn with replacement."""
+
+
+def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: Sequence[int]) -> list[str]:
+    accuracy, loss = scores(records), scores(records, metric="log_loss")
+    average, average_loss = scores(records, "average"), scores(records, "average", "log_loss")
+    names = [name for name in OPTIMIZERS if all((cell, name, seed) in accuracy for cell in cells for seed in seeds)]
+    rows: list[tuple[str, Scores, Scores, str]] = [(_shown(name), accuracy, loss, name) for name in names]
+    if OURS in names:
+        merged = [
+            {key: (first if key[1] != OURS else second)[key] for key in first}
+            for first, second in ((accuracy, average), (loss, average_loss))
+        ]
+        rows.insert(1, (f"{_shown(OURS)}, its average", *merged, OURS))
+    forwards = {name: statistics.mean(r["forwards"] for r in records if r["optimizer"] == name) for name in names}
+    lines = [
+        f"{len(cells)} cells, seeds {', '.join(map(str, seeds))}.",
+        "| | regret, mean | 95 % | worst cell | log loss, mean | worst | one class only | forwards |\n"
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for shown, table, losses, name in rows:
+        each = [100 * regret(table, cell, name, seeds) for cell in cells]
+        low, high = (100 * end for end in bootstrap(lambda s, t=table, n=name: mean_regret(t, cells, n, s), seeds))
+        nats = [regret(losses, cell, name, seeds) for cell in cells]
+        collapsed = sum(
+            r["last"]["majority"] == 1 for r in records if r["optimizer"] == name and identity(r)[0] in set(cells)
+        )
+        lines[-1] += (
+            f"\n| {shown} | {statistics.mean(each):.2f} | {low:.2f} to {high:.2f} | {max(each):.1f} | "
+            f"{statistics.mean(nats):.3f} | {max(nats):.3f} | {collapsed} | {forwards[name]:.2f} |"
+        )
+    table = ["| cell | best rate | its accuracy | " + " | ".join(_shown(n) for n in names if n not in SWEEP) + " |"]
+    table.append("|" + "---|" * table[0].count("|", 1))
+    for cell in cells:
+        best = max(SWEEP, key=lambda name: statistics.mean(accuracy[cell, name, seed] for seed in seeds))
+        shown_rate = best.partition("lr=")[2].partition(",")[0]
+        table.append(
+            f"| {cell.task}, {cell.rows} rows, {cell.batch_size} | {shown_rate} | "
+            + " | ".join(
+                [_spread([accuracy[cell, best, seed] for seed in seeds])]
+                + [_spread([accuracy[cell, name, seed] for seed in seeds]) for name in names if name not in SWEEP]
+            )
+            + " |"
+        )
+    return [*lines, "\n".join(table)]
+
+
+def _shown(name: str) -> str:
+    if name in SWEEP:
+        return f"AdamW, {name.partition('lr=')[2].partition(',')[0]}"
+    return {OURS: "**AdamSLS**", BEFORE: "AdamSLS until November 2026"}.get(name, name)
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def _draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Accuracy against AdamW's rate in each regime, in the mean over cells, and AdamSLS, which has none."""
+    from armijo.observers.matplotlib import PALETTE, new_figure, style
+
+    figure = new_figure(6.5, 3.6)
+    axes = figure.subplots()
+    style(axes)
+    for colour, regime in zip(PALETTE, REGIMES, strict=False):
+        chosen = [record for record in records if record["regime"] == regime]
+        cells, seeds = complete(chosen)
+        if not cells:
+            continue
+        table = scores(chosen)
+
+        def mean(name: str, t: Scores = table, c: Sequence[Cell] = cells, s: Sequence[int] = seeds) -> float:
+            return statistics.mean(t[cell, name, seed] for cell in c for seed in s)
+
+        axes.plot(
+            [float(rate) for rate in RATES],
+            [mean(name) for name in SWEEP],
+            color=colour,
+            marker="o",
+            ms=3,
+            label=f"{_TITLES[regime]} ({len(cells)} cells)",
+        )
+        axes.axhline(mean(OURS), color=colour, linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate of AdamW; dashed: AdamSLS, which has none")
+    axes.set_ylabel("accuracy, held out")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
