@@ -21,14 +21,16 @@ from typing import Any, TypedDict, Unpack
 from torch.optim.optimizer import ParamsT
 
 from armijo.components.merging import MergeSmallest, Merging, NeverMerge
+from armijo.components.on_demand import OnDemand
 from armijo.components.partition import ByLabel, Together
-from armijo.components.selection import Cycle, Jointly, Selection
+from armijo.components.selection import Selection
 from armijo.directions.adam import AdamDirection
 from armijo.directions.gradient import GradientDirection
+from armijo.directions.last_step import KeepLastStep
 from armijo.optimizer import LineSearch
 from armijo.search.backtracking import Backtracking
 from armijo.search.criteria import Armijo
-from armijo.search.guesses import Growth
+from armijo.search.guesses import Hypergradient
 
 __all__ = ["PLASLS", "SGDSLS", "AdamSLS", "Options"]
 
@@ -93,16 +95,16 @@ class SGDSLS(LineSearch):
         lr: float = 1.0,
         weight_decay: float = 0.0,
         *,
-        c: float = 0.1,
+        c: float = 0.5,
         initial_step_size: float = 0.1,
-        selection: Selection = Jointly(),
+        selection: Selection = OnDemand(),
         **options: Unpack[Options],
     ) -> None:
         _check_options(self, options)
         super().__init__(
             params,
-            direction=GradientDirection(),
-            search=Backtracking(Armijo(c), Growth(initial_step_size)),
+            direction=KeepLastStep(GradientDirection()),
+            search=Backtracking(Armijo(c), Hypergradient(initial_step_size)),
             selection=selection,
             merging=NeverMerge(),
             partition=Together(),
@@ -150,20 +152,20 @@ class AdamSLS(LineSearch):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float] = (0.0, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        c: float = 0.1,
+        c: float = 0.5,
         initial_step_size: float = 0.1,
-        selection: Selection = Jointly(),
+        selection: Selection = OnDemand(),
         **options: Unpack[Options],
     ) -> None:
         _check_options(self, options)
         super().__init__(
             params,
-            direction=AdamDirection(betas, eps),
-            search=Backtracking(Armijo(c), Growth(initial_step_size)),
+            direction=KeepLastStep(AdamDirection(betas, eps)),
+            search=Backtracking(Armijo(c), Hypergradient(initial_step_size)),
             selection=selection,
             merging=NeverMerge(),
             partition=Together(),
@@ -213,21 +215,21 @@ class PLASLS(LineSearch):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float] = (0.0, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        c: float = 0.1,
+        c: float = 0.5,
         initial_step_size: float = 0.1,
-        selection: Selection = Cycle(),
+        selection: Selection = OnDemand(),
         merging: Merging = MergeSmallest(),
         **options: Unpack[Options],
     ) -> None:
         _check_options(self, options)
         super().__init__(
             params,
-            direction=AdamDirection(betas, eps),
-            search=Backtracking(Armijo(c), Growth(initial_step_size)),
+            direction=KeepLastStep(AdamDirection(betas, eps)),
+            search=Backtracking(Armijo(c), Hypergradient(initial_step_size)),
             selection=selection,
             merging=merging,
             partition=ByLabel(),
