@@ -78,11 +78,14 @@ def test_slopes_moves_and_commits_are_those_of_the_stored_directions(beta1: floa
     direction = AdamDirection((beta1, 0.99), 1e-6)
     fused, stored, first, second = both(direction, dtype)
     start = [p.clone() for p in first]
-    slopes, expected = fused.slopes(), stored.slopes()
-    for place in range(len(SHAPES)):
-        assert total(slopes, place) == pytest.approx(
-            total(expected, place), rel=1e-5 if dtype == torch.float32 else 1e-12
-        )
+    past = (tensors(92, dtype), tensors(93, dtype))
+    single = dtype == torch.float32
+    for slopes, expected in zip(fused.slopes(past), stored.slopes(past), strict=True):
+        for place in range(len(SHAPES)):
+            wanted = total(expected, place)
+            # Those of past gradients cancel out: their error is that of the longest terms.
+            size = 1e-5 if single else 1e-12
+            assert total(slopes, place) == pytest.approx(wanted, rel=size, abs=size * len(expected) * 1e3)
     at: float | None = 0.0
     for step_size in (0.5, 0.3, 0.01, 2.0, -0.1, 1e-7):
         fused.move(first, start, step_size, at)
@@ -122,12 +125,45 @@ def test_the_last_step_is_kept_as_the_stored_directions_keep_it(beta1: float, op
     assert_close(*found, ulps=1e4)
 
 
+@every("beta1", [0.0, 0.9])
+@every("fused", [None, False])
+@every("make", [AdamDirection, armijo.GradientDirection])
+def test_the_last_gradient_is_kept_where_a_step_was_taken(make: Any, fused: bool | None, beta1: float) -> None:
+    weights = [torch.nn.Parameter(p) for p in tensors(1, torch.float64)]
+    inner = make((beta1, 0.99), fused=fused) if make is AdamDirection else make()
+    lines: list[armijo.Line] = []
+
+    class Watching(armijo.Backtracking):
+        def first_step_size(self, step_size: float, line: armijo.Line, memory: dict[str, Any]) -> float:
+            lines.append(line)
+            return super().first_step_size(step_size, line, memory)
+
+    direction = armijo.KeepLastGradient(inner)
+    optimizer = armijo.LineSearch(weights, direction=direction, search=Watching(), partition=armijo.Together())
+    kept = [torch.zeros_like(p) for p in weights]
+    for k in range(5):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0 if k == 2 else 1.0
+        targets = tensors(10 + k, torch.float64)
+        before = {p: {name: moment.clone() for name, moment in state.items()} for p, state in optimizer.state.items()}
+        optimizer.step(lambda targets=targets: distance(weights, targets))
+        grads = [p.grad.clone() for p in weights]
+        states = [before.get(p) or {"step": torch.tensor(0.0), **direction.moments(p)} for p in weights]
+        d = inner.search_direction(grads, states, optimizer.param_groups[0])
+        expected = sum(float((h * v).sum()) for h, v in zip(kept, d, strict=True))
+        assert lines[-1].derivatives["last_gradient"] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        kept = [torch.zeros_like(g) if k == 2 else g for g in grads]
+        for parameter, gradient in zip(weights, kept, strict=True):
+            assert torch.equal(optimizer.state[parameter]["last_gradient"], gradient)
+
+
 @every("dtype", [torch.float32, torch.float64])
 def test_a_slope_with_a_move_is_the_slope_and_the_move(dtype: torch.dtype) -> None:
     fused, stored, first, second = both(AdamDirection((0.0, 0.99)), dtype)
     before, start = [p.clone() for p in first], [torch.full_like(p, math.nan) for p in first]
-    alone, terms = fused.slopes(), fused.slopes_ahead(first, start, 0.25)
-    assert [(i, float(term)) for i, term in terms] == [(i, float(term)) for i, term in alone]
+    past = (tensors(92, dtype),)
+    for alone, terms in zip(fused.slopes(past), fused.slopes_ahead(first, start, 0.25, past), strict=True):
+        assert [(i, float(term)) for i, term in terms] == [(i, float(term)) for i, term in alone]
     assert all(map(torch.equal, start, before))
     stored.slopes_ahead(second, [torch.empty_like(p) for p in second], 0.25)
     assert_close(first, second)

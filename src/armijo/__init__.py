@@ -18,6 +18,7 @@ from armijo.components.splitting import split
 from armijo.directions.adam import AdamDirection
 from armijo.directions.base import Direction
 from armijo.directions.gradient import GradientDirection
+from armijo.directions.last_gradient import KeepLastGradient
 from armijo.directions.last_step import KeepLastStep
 from armijo.errors import (
     ArmijoError,
@@ -71,6 +72,7 @@ __all__ = [
     "Guess",
     "Hypergradient",
     "Jointly",
+    "KeepLastGradient",
     "KeepLastStep",
     "Line",
     "LineSearch",

@@ -14,7 +14,7 @@ _FAMILIES = {
         "armijo.Direction",
         (
             *("defaults", "validate", "moments", "search_direction", "update", "record_step", "probes"),
-            *("updates_along_search", "kernel"),
+            *("past_gradients", "updates_along_search", "kernel"),
         ),
     ),
     "search": (

@@ -26,7 +26,7 @@ from armijo.components.partition import ByLabel, Together
 from armijo.components.selection import Selection
 from armijo.directions.adam import AdamDirection
 from armijo.directions.gradient import GradientDirection
-from armijo.directions.last_step import KeepLastStep
+from armijo.directions.last_gradient import KeepLastGradient
 from armijo.optimizer import LineSearch
 from armijo.search.backtracking import Backtracking
 from armijo.search.criteria import Armijo
@@ -103,7 +103,7 @@ class SGDSLS(LineSearch):
         _check_options(self, options)
         super().__init__(
             params,
-            direction=KeepLastStep(GradientDirection()),
+            direction=KeepLastGradient(GradientDirection()),
             search=Backtracking(Armijo(c), Hypergradient(initial_step_size)),
             selection=selection,
             merging=NeverMerge(),
@@ -164,7 +164,7 @@ class AdamSLS(LineSearch):
         _check_options(self, options)
         super().__init__(
             params,
-            direction=KeepLastStep(AdamDirection(betas, eps)),
+            direction=KeepLastGradient(AdamDirection(betas, eps)),
             search=Backtracking(Armijo(c), Hypergradient(initial_step_size)),
             selection=selection,
             merging=NeverMerge(),
@@ -228,7 +228,7 @@ class PLASLS(LineSearch):
         _check_options(self, options)
         super().__init__(
             params,
-            direction=KeepLastStep(AdamDirection(betas, eps)),
+            direction=KeepLastGradient(AdamDirection(betas, eps)),
             search=Backtracking(Armijo(c), Hypergradient(initial_step_size)),
             selection=selection,
             merging=merging,

@@ -32,8 +32,12 @@ class Ray(Protocol):
 class Foreseeing(Ray, Protocol):
     """A ray that computes its slope, and can move on the way."""
 
-    def slopes_ahead(self, parameters: Tensors, start: Tensors, step_size: float) -> list[tuple[int, torch.Tensor]]:
-        """The terms of ⟨g, d⟩. On the way w₀ is copied to `start`, and the parameters move to w₀ - η·d.
+    def slopes_ahead(
+        self, parameters: Tensors, start: Tensors, step_size: float, past: tuple[Tensors, ...] = ()
+    ) -> list[list[tuple[int, torch.Tensor]]]:
+        """The terms of ⟨g, d⟩, and those of ⟨h, d⟩ for each list of past gradients h.
+
+        On the way w₀ is copied to `start`, and the parameters move to w₀ - η·d.
 
         If it raises, the parameters are at w₀.
         """
@@ -132,11 +136,11 @@ class Snapshot:
                     self._at[key] = ray, step_size
 
     def move_ahead(
-        self, key: int, parameters: Tensors, step_size: float, ray: Foreseeing
-    ) -> list[tuple[int, torch.Tensor]]:
-        """Save a set and put it at w₀ - η·d while its slope is computed; returns the terms of the slope."""
+        self, key: int, parameters: Tensors, step_size: float, ray: Foreseeing, past: tuple[Tensors, ...] = ()
+    ) -> list[list[tuple[int, torch.Tensor]]]:
+        """Save a set and put it at w₀ - η·d while its slopes are computed; returns their terms."""
         start = [self._copies.take(p.detach()) for p in parameters]
-        terms = ray.slopes_ahead(parameters, start, step_size)
+        terms = ray.slopes_ahead(parameters, start, step_size, past)
         self._parameters[key], self._start[key] = parameters, start
         if parameters:
             self._at[key] = ray, step_size

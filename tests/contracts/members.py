@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import armijo
 from contracts.extensions import (
     AdaBelief,
@@ -34,6 +36,7 @@ GUESSES = [
     armijo.Polyak(),
     armijo.Hypergradient(),
     armijo.Hypergradient(1.0, 2.0, 0.1),
+    armijo.Hypergradient(1.0, 0.5, 0.5, 0.0, -math.inf),
 ]
 SEARCHES = [
     armijo.FixedStep(0.3),
@@ -74,6 +77,10 @@ DIRECTIONS = [
     armijo.AdamDirection(),
     armijo.AdamDirection((0.5, 0.9), 1e-3),
     armijo.AdamDirection((0.0, 0.999)),
+    armijo.KeepLastGradient(armijo.GradientDirection()),
+    armijo.KeepLastGradient(armijo.AdamDirection((0.0, 0.999))),
+    armijo.KeepLastGradient(armijo.KeepLastStep(armijo.AdamDirection())),
+    armijo.KeepLastStep(armijo.KeepLastGradient(armijo.AdamDirection((0.0, 0.999)))),
     armijo.KeepLastStep(armijo.GradientDirection()),
     armijo.KeepLastStep(armijo.AdamDirection()),
 ]
@@ -92,5 +99,6 @@ EXTENSIONS = [
     OnDemand(4),
     armijo.Backtracking(guess=BarzilaiBorwein()),
     armijo.KeepLastStep(Lion()),
+    armijo.KeepLastGradient(Lion()),
     armijo.Every(3, OnDemand()),
 ]

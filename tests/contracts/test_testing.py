@@ -39,7 +39,7 @@ BROKEN = [
     (broken.EqualByIdentity(), r"equal its own copy.*@dataclass\(frozen=True\)"),
     (broken.Mutable(), r"lets its attribute initial be set.*@dataclass\(frozen=True\)"),
     (broken.CountsItself(), "changed its own attributes.*write it to memory"),
-    (broken.OtherProbe(), r"raised in next.*no probe 'curvature'.*derivatives=\("),
+    (broken.OtherProbe(), r"raised in next.*no derivative 'curvature'.*derivatives=\("),
     (broken.DividesByLoss(), "raised in next: ZeroDivisionError.*every call"),
     # memory
     (broken.DefaultsAreAList(), r"returned \['last'\] from defaults\(\).*a dict"),
@@ -122,8 +122,8 @@ BROKEN = [
     (broken.ReservedHyperparameter(), "refused by LineSearch.*names lr"),
     (broken.ScalesUpdatesAfterwards(), "changes the updates in record_step"),
     (broken.ClipsGradients(), "changes the gradients in update.*new tensors"),
-    (broken.WritesInTheSearchPhase(), "in search_direction or probes.*moments in update"),
-    (broken.WritesGradientsInTheSearchPhase(), "in search_direction or probes.*new tensors"),
+    (broken.WritesInTheSearchPhase(), "in search_direction, probes or past_gradients.*moments in update"),
+    (broken.WritesGradientsInTheSearchPhase(), "in search_direction, probes or past_gradients.*new tensors"),
     (broken.SearchesAlongItsMoment(), "a moment itself from search_direction.*new tensors"),
     (broken.ProbesAfterTheFirstStep(), r"other probes than \(\).*the same at each step"),
     (broken.OneProbeForAll(), r"from probes.*for each gradient"),
@@ -173,7 +173,7 @@ def test_for_every_rule_there_is_a_part_that_breaks_it() -> None:
 
 def test_other_probes_are_named() -> None:
     assert_contract(broken.OtherProbe(), derivatives=("last_step", "curvature"))
-    with pytest.raises(AssertionError, match=r"no probe 'last_step'"):
+    with pytest.raises(AssertionError, match=r"no derivative 'last_step'"):
         assert_contract(EXTENSIONS[4], derivatives=())
 
 

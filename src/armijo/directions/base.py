@@ -114,6 +114,19 @@ class Direction(Protocol):
         """
         return {}
 
+    def past_gradients(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
+        """Gradients h of other steps, by name: each search gets their slope along d, ⟨h, d⟩, in `Line.derivatives`.
+
+        Args:
+            states: the parameters' states; not to be changed.
+            group: the parameter group.
+
+        Returns:
+            For each name one gradient for each state, of its parameter's shape and dtype; the names are the same for
+            all groups, and others than those of the probes. None by default.
+        """
+        return {}
+
     def updates_along_search(self, group: Mapping[str, Any]) -> bool:
         """Whether u = d, to the last bit: then an accepted trial is where the step ends, and nothing is moved again.
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from armijo.directions.base import ParameterState, Tensors, Workspace
+from armijo.directions.kernel import Term
 
 __all__ = ["FusedAdamKernel"]
 
@@ -75,6 +76,7 @@ class FusedAdamKernel:
         self._squares = [state["exp_avg_sq"] for state in states]
         self._means = [state["exp_avg"] for state in states if "exp_avg" in state]
         self._workspace = workspace
+        self._kept: Tensors = []
         self.stays = self._beta1 == 0
         # With ε = 0 the direction may not be finite where the gradient is.
         self.sums_gradients = self._eps > 0
@@ -98,19 +100,22 @@ class FusedAdamKernel:
             for tensor in tensors
         )
 
-    def slopes(self) -> list[tuple[int, torch.Tensor]]:
-        """Σ g²·P of each piece."""
-        steps = self._steps(ahead=1)
-        return [term for part in self._parts for term in self._slopes_of(part, steps)]
+    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
+        """Σ g²·P of each piece, and Σ h·P·g."""
+        steps, pieces = self._steps(ahead=1), [self._pieces(gradients) for gradients in past]
+        return _joined(len(past), [self._slopes_of(part, steps, pieces) for part in self._parts])
 
-    def slopes_ahead(self, parameters: Tensors, start: Tensors, step_size: float) -> list[tuple[int, torch.Tensor]]:
-        """Σ g²·P of each piece; each part of the parameters is copied and moved while its direction is at hand."""
-        steps, terms = self._steps(ahead=1), []
+    def slopes_ahead(
+        self, parameters: Tensors, start: Tensors, step_size: float, past: tuple[Tensors, ...] = ()
+    ) -> list[list[Term]]:
+        """`slopes`; each part of the parameters is copied and moved while its direction is at hand."""
+        steps, pieces = self._steps(ahead=1), [self._pieces(gradients) for gradients in past]
+        terms: list[list[list[Term]]] = []
         moved, saved = self._pieces(parameters), self._pieces(start)
         high = 0
         try:
             for part in self._parts:
-                terms += self._slopes_of(part, steps)
+                terms.append(self._slopes_of(part, steps, pieces))
                 torch._foreach_copy_(saved[part.low : part.high], moved[part.low : part.high])
                 high = part.high
                 torch._foreach_add_(moved[part.low : part.high], part.directions, alpha=-step_size)
@@ -118,15 +123,23 @@ class FusedAdamKernel:
             if high:
                 torch._foreach_copy_(moved[:high], saved[:high])
             raise
-        return terms
+        return _joined(len(past), terms)
 
-    def _slopes_of(self, part: _Part, steps: Tensors) -> list[tuple[int, torch.Tensor]]:
-        """The slope of each piece; d lies in `part.directions` afterwards."""
+    def keep_gradients(self, into: Tensors) -> bool:
+        """With β1 = 0 the first moment that the kernel writes is the gradient."""
+        if self._means or not all(tensor.is_contiguous() for tensor in into):
+            return False
+        self._kept = into
+        return True
+
+    def _slopes_of(self, part: _Part, steps: Tensors, past: Sequence[Tensors]) -> list[list[Term]]:
+        """The slopes of each piece; d lies in `part.directions` afterwards."""
         torch._foreach_copy_(part.new_squares, part.squares)
         counts = [steps[i] for i in part.owners]
         # A step of -1, with a weight decay that leaves nothing of what was there.
         self._adamw(part.directions, part.grads, part.means, part.new_squares, counts, -1.0, weight_decay=-1.0)
-        return list(zip(part.owners, map(torch.dot, part.grads, part.directions), strict=True))
+        gradients = [part.grads, *(pieces[part.low : part.high] for pieces in past)]
+        return [list(zip(part.owners, map(torch.dot, each, part.directions), strict=True)) for each in gradients]
 
     def move(self, parameters: Tensors, start: Tensors, step_size: float, at: float | None) -> None:
         """Write w₀ - η·d into the parameters; a shorter step than the last one is found between that and w₀."""
@@ -161,16 +174,16 @@ class FusedAdamKernel:
             numbers = step_size, weight_decay, self._beta1
             self._adamw(parameters, self._grads, self._means, self._squares, steps, *numbers)
         else:
-            moved = self._pieces(parameters)
+            moved, kept = self._pieces(parameters), self._pieces(self._kept)
             for part in self._parts:
-                counts = [steps[i] for i in part.owners]
+                counts, means = [steps[i] for i in part.owners], kept[part.low : part.high] or part.means
                 moving = moved[part.low : part.high]
-                self._adamw(moving, part.grads, part.means, part.squares, counts, step_size, weight_decay)
+                self._adamw(moving, part.grads, means, part.squares, counts, step_size, weight_decay)
         _count_as_written(parameters)
 
     def commit_moments(self, parameters: Tensors, start: Tensors, step_size: float) -> None:
         """Write v ← β2·v + (1-β2)·g², and m ← β1·m + (1-β1)·g where it is kept."""
-        steps, kept = self._steps(), self._pieces(self._means)
+        steps, kept = self._steps(), self._pieces(self._means or self._kept)
         for part in self._parts:
             counts, means = [steps[i] for i in part.owners], kept[part.low : part.high] or part.means
             self._adamw(part.directions, part.grads, means, part.squares, counts, -1.0, -1.0, self._beta1)
@@ -236,6 +249,11 @@ class FusedAdamKernel:
             amsgrad=False,
             maximize=False,
         )
+
+
+def _joined(n_past: int, parts: Sequence[list[list[Term]]]) -> list[list[Term]]:
+    """The terms of all parts: those of the slopes, and those of each list of past gradients."""
+    return [[term for part in parts for term in part[i]] for i in range(1 + n_past)]
 
 
 def _count_as_written(tensors: Tensors) -> None:

@@ -8,7 +8,10 @@ import torch
 
 from armijo.directions.base import Direction, ParameterState, Tensors
 
-__all__ = ["Kernel", "StoredKernel", "StoredVectors", "dot"]
+__all__ = ["Kernel", "StoredKernel", "StoredVectors", "Term", "dot"]
+
+Term = tuple[int, torch.Tensor]
+"""A scalar to be added up, and the place in the group of the parameter that it is of; several may be of one."""
 
 
 class Kernel(Protocol):
@@ -21,11 +24,13 @@ class Kernel(Protocol):
     stays: bool
     """Whether u = d: then a step that is taken as it was tested ends where its trial was."""
 
-    def slopes(self) -> list[tuple[int, torch.Tensor]]:
-        """⟨g, d⟩ as terms to be added up: the parameter's place in the group, and a scalar; several may have one."""
+    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
+        """The terms of ⟨g, d⟩, and those of ⟨h, d⟩ for each list of past gradients h."""
         ...
 
-    def slopes_ahead(self, parameters: Tensors, start: Tensors, step_size: float) -> list[tuple[int, torch.Tensor]]:
+    def slopes_ahead(
+        self, parameters: Tensors, start: Tensors, step_size: float, past: tuple[Tensors, ...] = ()
+    ) -> list[list[Term]]:
         """`slopes`; on the way w₀ is copied to `start`, and the parameters move to w₀ - η·d.
 
         If it raises, the parameters are at w₀.
@@ -34,6 +39,15 @@ class Kernel(Protocol):
             parameters: the parameters, at w₀.
             start: tensors of their shapes.
             step_size: η.
+            past: lists of past gradients, each as long as the list of gradients.
+        """
+        ...
+
+    def keep_gradients(self, into: Tensors) -> bool:
+        """Whether the commit of a step that moves is going to write the gradients there, which costs it nothing.
+
+        Args:
+            into: tensors of the gradients' shapes, dtypes and devices.
         """
         ...
 
@@ -115,17 +129,26 @@ class StoredKernel(StoredVectors):
         self._group = group
         self.stays = direction.updates_along_search(group)
 
-    def slopes(self) -> list[tuple[int, torch.Tensor]]:
-        """⟨g, d⟩ of each parameter."""
-        return [(i, dot(g, d)) for i, (g, d) in enumerate(zip(self._grads, self.vectors, strict=True))]
+    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
+        """⟨g, d⟩ of each parameter, and ⟨h, d⟩."""
+        return [
+            [(i, dot(h, d)) for i, (h, d) in enumerate(zip(gradients, self.vectors, strict=True))]
+            for gradients in (self._grads, *past)
+        ]
 
-    def slopes_ahead(self, parameters: Tensors, start: Tensors, step_size: float) -> list[tuple[int, torch.Tensor]]:
-        """⟨g, d⟩ of each parameter, then the move."""
-        terms = self.slopes()
+    def slopes_ahead(
+        self, parameters: Tensors, start: Tensors, step_size: float, past: tuple[Tensors, ...] = ()
+    ) -> list[list[Term]]:
+        """`slopes`, then the move."""
+        terms = self.slopes(past)
         if parameters:
             torch._foreach_copy_(start, parameters)
             self.move(parameters, start, step_size, at=0.0)
         return terms
+
+    def keep_gradients(self, into: Tensors) -> bool:
+        """False: the direction's own `update` keeps what it wants."""
+        return False
 
     def sums(self) -> list[torch.Tensor]:
         """The sum of each gradient."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from armijo.directions.base import Direction, ParameterState, Tensors, Workspace
-from armijo.directions.kernel import Kernel
+from armijo.directions.kernel import Kernel, Term
 from armijo.errors import ConfigurationError
 from armijo.families import check_part, inherits
 
@@ -85,6 +85,10 @@ class KeepLastStep(Direction):
         """Those of `direction`, and `last_step`."""
         return {**self.direction.probes(states, group), "last_step": [state["last_step"] for state in states]}
 
+    def past_gradients(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
+        """Those of `direction`."""
+        return self.direction.past_gradients(states, group)
+
     def kernel(
         self,
         parameters: Tensors,
@@ -113,11 +117,16 @@ class _LastStepKernel:
         self.stays = inner.stays
         self.sums_gradients = inner.sums_gradients
 
-    def slopes(self) -> list[tuple[int, torch.Tensor]]:
-        return self._inner.slopes()
+    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
+        return self._inner.slopes(past)
 
-    def slopes_ahead(self, parameters: Tensors, start: Tensors, step_size: float) -> list[tuple[int, torch.Tensor]]:
-        return self._inner.slopes_ahead(parameters, start, step_size)
+    def slopes_ahead(
+        self, parameters: Tensors, start: Tensors, step_size: float, past: tuple[Tensors, ...] = ()
+    ) -> list[list[Term]]:
+        return self._inner.slopes_ahead(parameters, start, step_size, past)
+
+    def keep_gradients(self, into: Tensors) -> bool:
+        return self._inner.keep_gradients(into)
 
     def sums(self) -> list[torch.Tensor]:
         return self._inner.sums()

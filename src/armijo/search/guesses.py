@@ -112,17 +112,17 @@ class Growth(Guess):
 class Hypergradient(Guess):
     """The next batch judges the last step, and no forward pass is needed for it: η ← η·exp(κ·γ).
 
-    ⟨∇f_{k+1}(w_{k+1}), w_k - w_{k+1}⟩ is the slope along the last step that a new batch finds at its end. It is 0 where
-    the step has ended at the minimum of the new batch's loss along it, > 0 where it was too short, < 0 where it was too
-    long. A trial on the step's own batch cannot tell, because a step fits the noise of its batch. γ compares it with
-    what the step had promised, η_k·S_k, by running means, so that steps that promised much count for more:
+    ⟨h, d⟩, the slope of the last batch's loss along the new direction, is positive where the two batches agree on where
+    to go: the last step may have been too short. It is negative where it was too long, 0 in between. A trial on the
+    step's own batch cannot tell, because a step fits the noise of its batch. γ compares it with the slope S that the
+    last batch had along its own direction, by running means in which steps that promised much, η·S, count for more:
 
-        A ← m·A + (1-m)·⟨∇f_{k+1}(w_{k+1}), w_k - w_{k+1}⟩        B ← m·B + (1-m)·η_k·S_k        γ = A/B
+        A ← m·A + (1-m)·η_k·⟨h, d_{k+1}⟩        B ← m·B + (1-m)·η_k·S_k        γ = A/B        h = ∇f_k(w_k)
 
     Second, no step is tried that promises more than the loss can fall: η ≤ (f(w) - f*)/S. It tells how long the first
     step should be, and holds back a step size that was found on other batches where this one has little left to gain.
 
-    It reads the probe "last_step": `direction=KeepLastStep(AdamDirection(betas=(0.0, 0.999)))`.
+    It reads `line.derivatives["last_gradient"]`: `direction=KeepLastGradient(AdamDirection(betas=(0.0, 0.999)))`.
 
     Args:
         initial: the first step size, > 0 and finite.
@@ -142,8 +142,8 @@ class Hypergradient(Guess):
     Examples:
         >>> guess = Hypergradient(rate=0.5)
         >>> memory = {**guess.defaults(), "hypergradient_slope": 20.0}
-        >>> line = Line(loss=1.0, slope=4.0, derivatives={"last_step": -0.5})
-        >>> round(guess.next(0.1, line, memory), 4)                # γ = -0.5/(0.1·20); 0.1·exp(0.5·(-0.25))
+        >>> line = Line(loss=1.0, slope=4.0, derivatives={"last_gradient": -5.0})
+        >>> round(guess.next(0.1, line, memory), 4)                # γ = -5/20; 0.1·exp(0.5·(-0.25))
         0.0882
     """
 
@@ -177,8 +177,8 @@ class Hypergradient(Guess):
         """min(η·exp(κ·γ), (f(w) - f*)/S)."""
         promise, memory["hypergradient_slope"] = step_size * memory["hypergradient_slope"], line.slope
         if 0 < promise < math.inf:
-            sums = (("hypergradient_along", line.derivatives["last_step"]), ("hypergradient_promise", promise))
-            for name, value in sums:
+            along = step_size * line.derivatives["last_gradient"]
+            for name, value in (("hypergradient_along", along), ("hypergradient_promise", promise)):
                 memory[name] = self.mean * memory[name] + (1 - self.mean) * value
             gamma = memory["hypergradient_along"] / memory["hypergradient_promise"]
             step_size *= math.exp(self.rate * max(-self.limit, min(gamma, self.limit)))

@@ -54,12 +54,12 @@ class Status(StrEnum):
 
 
 class Derivatives(dict[str, float]):
-    """⟨∇f(w), v⟩ by the name of v; a name that the direction does not provide raises a sentence."""
+    """Derivatives by name; a name that the direction does not provide raises a sentence."""
 
     def __missing__(self, name: str) -> float:
         raise ConfigurationError(
-            f"The direction provides no probe {name!r} (its probes: {', '.join(self) or 'none'}). Use "
-            "direction=KeepLastStep(...) for 'last_step'."
+            f"The direction provides no derivative {name!r} (it provides {', '.join(self) or 'none'}). Use "
+            "direction=KeepLastStep(...) for 'last_step', KeepLastGradient(...) for 'last_gradient'."
         )
 
 
@@ -74,7 +74,8 @@ class Line:
         resolution: the smallest difference of losses that their number format can show near f(w), u·|f(w)| with the
             unit roundoff u. Rounding alone decides a trial that promises less, η·S < resolution.
         longest: the largest step size that may be tried, from `max_step_size` and the parameters' number format.
-        derivatives: ⟨∇f(w), v⟩ for each further vector v that the direction's `probes` returns, by name.
+        derivatives: by name, ⟨∇f(w), v⟩ for each further vector v that the direction's `probes` returns, and ⟨h, d⟩ for
+            each of its `past_gradients` h. The latter for a block is Σ_l ⟨h_l, d_l⟩.
     """
 
     loss: float

@@ -47,6 +47,7 @@ class GroupLine:
         states: their states.
         kernel: computes the search directions, and takes the step.
         probes: the direction's probes.
+        past: the direction's past gradients.
         shards: the number of shards of each parameter.
         new: whether the optimizer has no state yet of one of the parameters.
         idle: the states of parameters that have one but no gradient.
@@ -61,6 +62,7 @@ class GroupLine:
     states: list[ParameterState]
     kernel: Kernel
     probes: Mapping[str, StoredVectors]
+    past: tuple[Tensors, ...]
     shards: list[int]
     new: bool
     idle: list[ParameterState]
@@ -188,22 +190,25 @@ def compute_lines(
     """
     groups: list[GroupLine] = []
     components = optimizer.components
-    probe_names = tuple(optimizer.direction.probes([], optimizer.param_groups[0]) or ())
+    direction, first = optimizer.direction, optimizer.param_groups[0]
+    probe_names = tuple(direction.probes([], first) or ())
+    past_names = tuple(direction.past_gradients([], first) or ())
 
     def prepare() -> list[list[torch.Tensor]]:
         memory = optimizer.memory_defaults
         for group in optimizer.param_groups:
             check_values(group, optimizer.direction, memory)
             check_maximize(group, optimizer.param_groups[0])
-        groups.extend(_prepare(optimizer, group, probe_names) for group in optimizer.param_groups)
+        groups.extend(_prepare(optimizer, group, probe_names, past_names) for group in optimizer.param_groups)
         ahead = _expected_moves(optimizer, groups, [components[place] for place in block]) if _apart(groups) else {}
         terms = [
             _slope_terms(index, group, snapshot, slopes_needed, ahead.get(index)) for index, group in enumerate(groups)
         ]
-        return terms + [group.probe_terms(name) for name in probe_names for group in groups]
+        along = [each[i] for i in range(1 + len(past_names)) for each in terms]
+        return along + [group.probe_terms(name) for name in probe_names for group in groups]
 
     n_groups = len(optimizer.param_groups)
-    numbers = objective.value_with(prepare, n_groups * (1 + len(probe_names)))
+    numbers = objective.value_with(prepare, n_groups * (1 + len(past_names) + len(probe_names)))
     slopes, *derivatives = (numbers[start : start + n_groups] for start in range(0, len(numbers), n_groups))
     value, resolution = loss_sign(optimizer) * objective.value(), objective.resolution()
     names = optimizer.search.defaults()
@@ -220,7 +225,7 @@ def compute_lines(
             derivatives=Derivatives(
                 {
                     name: sum((along[index] for index in component.groups), 0.0)
-                    for name, along in zip(probe_names, derivatives, strict=True)
+                    for name, along in zip(past_names + probe_names, derivatives, strict=True)
                 }
             ),
         )
@@ -239,14 +244,18 @@ def compute_lines(
 
 def _slope_terms(
     index: int, group: GroupLine, snapshot: Snapshot, slopes_needed: bool, ahead: float | None
-) -> list[torch.Tensor]:
-    """What adds up to ⟨g, d⟩ of a group, or to the sum of its gradients where no slope is needed and that is enough."""
+) -> list[list[torch.Tensor]]:
+    """What adds up to ⟨g, d⟩ of a group, and to ⟨h, d⟩ of its past gradients.
+
+    Where no slope is needed and that is enough, what adds up to the sum of its gradients.
+    """
     kernel = group.kernel
     if not slopes_needed and kernel.sums_gradients:
-        return kernel.sums()
-    terms = kernel.slopes() if ahead is None else snapshot.move_ahead(index, group.parameters, ahead, kernel)
+        return [kernel.sums(), *([] for _ in group.past)]
+    past = group.past
+    terms = kernel.slopes(past) if ahead is None else snapshot.move_ahead(index, group.parameters, ahead, kernel, past)
     # Each rank has a shard of the sum, and what the ranks have is averaged.
-    return [term * group.shards[i] if group.shards[i] > 1 else term for i, term in terms]
+    return [[term * group.shards[i] if group.shards[i] > 1 else term for i, term in each] for each in terms]
 
 
 def _apart(groups: Sequence[GroupLine]) -> bool:
@@ -317,7 +326,9 @@ def fresh_state(direction: Direction, parameter: torch.Tensor) -> ParameterState
     return {"step": torch.tensor(0.0, dtype=torch.float32, device="cpu"), **direction.moments(parameter)}
 
 
-def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[str, ...]) -> GroupLine:
+def _prepare(
+    optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[str, ...], past_names: tuple[str, ...]
+) -> GroupLine:
     direction = optimizer.direction
     parameters = [p for p in group["params"] if p.grad is not None]
     grads = [local_shard(_gradient(optimizer, p)) for p in parameters]
@@ -329,14 +340,15 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
         _check_format(direction, parameter, state)
     states = [{key: local_shard(tensor) for key, tensor in state.items()} for state in kept.values()]
     local = [local_shard(p) for p in parameters]
-    probes = direction.probes(states, group)
-    if not isinstance(probes, Mapping) or tuple(probes) != probe_names:
-        raise ConfigurationError(
-            f"{direction!r}.probes names {', '.join(map(str, probes or ())) or 'none'} for a parameter group, and "
-            f"{', '.join(probe_names) or 'none'} for no parameters. The names must be the same each time."
-        )
-    for vectors in probes.values():
-        _check_shapes(direction, "probes", vectors, grads)
+    probes, past = direction.probes(states, group), direction.past_gradients(states, group)
+    for method, found, names in (("probes", probes, probe_names), ("past_gradients", past, past_names)):
+        if not isinstance(found, Mapping) or tuple(found) != names:
+            raise ConfigurationError(
+                f"{direction!r}.{method} names {', '.join(map(str, found or ())) or 'none'} for a parameter group, and "
+                f"{', '.join(names) or 'none'} for no parameters. The names must be the same each time."
+            )
+        for vectors in found.values():
+            _check_shapes(direction, method, vectors, grads)
     idle = [state for p in group["params"] if p.grad is None and (state := optimizer.state.get(p))]
     return GroupLine(
         group=group,
@@ -348,6 +360,7 @@ def _prepare(optimizer: LineSearch, group: dict[str, Any], probe_names: tuple[st
         states=states,
         kernel=_kernel(direction, local, grads, states, group, optimizer._workspace),
         probes={name: StoredVectors(vectors) for name, vectors in probes.items()},
+        past=tuple(past.values()),
         shards=[count_shards(p) for p in parameters],
         new=any(not optimizer.state.get(p) for p in parameters),
         idle=[{key: local_shard(tensor) for key, tensor in state.items()} for state in idle],

@@ -45,7 +45,7 @@ _CHECKS: dict[str, Callable[[Contract], None]] = {
 }
 
 
-def assert_contract(part: object, *, derivatives: Sequence[str] = ("last_step",)) -> None:
+def assert_contract(part: object, *, derivatives: Sequence[str] = ("last_step", "last_gradient")) -> None:
     """Check that a part keeps the contract of its family; it takes a fraction of a second.
 
     The contract holds what `LineSearch` relies on and what the family's class promises, and nothing beyond: a part that

@@ -57,7 +57,7 @@ class Contract:
         except Exception as error:
             if error is self._failure:
                 raise
-            reads = isinstance(error, ConfigurationError) and "no probe" in str(error)
+            reads = isinstance(error, ConfigurationError) and "no derivative" in str(error)
             remedy = (
                 "If the part is for a direction with other probes, name them: assert_contract(part, derivatives=(...))."
                 if reads

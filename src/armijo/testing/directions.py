@@ -18,6 +18,9 @@ __all__ = ["check_direction", "randn"]
 LONGEST_UPDATE = 3.0
 """How many times as long as the search direction an update may be, once a constant gradient has filled the momentum."""
 
+_LOOKING_BACK = ("probes", "past_gradients")
+"""The methods that return vectors by name."""
+
 _SHAPES = ((3, 4), (5,), ())
 
 
@@ -92,7 +95,7 @@ class _DirectionRun:
             for parameter in parameters
         ]
         self._held = [dict(state) for state in self._states]
-        self._probes = tuple(contract.call("probes", [], self._group))
+        self._names = {name: tuple(contract.call(name, [], self._group)) for name in _LOOKING_BACK}
 
     def step(self, grads: Tensors, applied: float = 0.1) -> float:
         """One step; returns ‖u‖/‖d‖, 1 where d vanishes."""
@@ -137,13 +140,13 @@ class _DirectionRun:
         before = [{name: moment.clone() for name, moment in state.items()} for state in states]
         numbers = dict(self._group)
         directions = contract.call("search_direction", grads, states, self._group)
-        probes = contract.call("probes", states, self._group)
+        vectors = {name: contract.call(name, states, self._group) for name in _LOOKING_BACK}
         contract.require(
             numbers == self._group
             and all(state.keys() == old.keys() for state, old in zip(states, before, strict=True))
             and all(torch.equal(s[name], old[name]) for s, old in zip(states, before, strict=True) for name in old)
             and all(map(torch.equal, grads, kept)),
-            "writes moments, gradients or the group in search_direction or probes",
+            "writes moments, gradients or the group in search_direction, probes or past_gradients",
             "Work on new tensors there and write the moments in update: a step may be abandoned after the search.",
         )
         self._check_tensors("search_direction", directions)
@@ -154,13 +157,14 @@ class _DirectionRun:
             "returns a moment itself from search_direction",
             "Return new tensors or the gradients: update may overwrite them.",
         )
-        contract.require(
-            isinstance(probes, Mapping) and tuple(probes) == self._probes,
-            f"has other probes than {self._probes}, which probes([], group) names",
-            "The names of the probes must be the same at each step and for each group.",
-        )
-        for vectors in probes.values():
-            self._check_tensors("probes", vectors)
+        for method, found in vectors.items():
+            contract.require(
+                isinstance(found, Mapping) and tuple(found) == self._names[method],
+                f"has other {method} than {self._names[method]}, which {method}([], group) names",
+                "The names must be the same at each step and for each group.",
+            )
+            for tensors in found.values():
+                self._check_tensors(method, tensors)
         slope = sum(float((grad * direction).sum()) for grad, direction in zip(grads, directions, strict=True))
         size = _norm(grads) * _norm(directions)
         contract.require(
@@ -183,13 +187,22 @@ class _DirectionRun:
         kernel = contract.call("kernel", parameters, grads, self._states, self._group, Workspace())
         if kernel is None:
             return
-        slopes = [0.0] * len(grads)
-        for place, term in kernel.slopes_ahead(parameters, copies, 0.25):
-            slopes[place] += float(term)
-        products = [float((grad * direction).sum()) for grad, direction in zip(grads, directions, strict=True)]
+        past = randn(97)
+        slopes = [[0.0] * len(grads), [0.0] * len(grads)]
+        for sums, terms in zip(slopes, kernel.slopes_ahead(parameters, copies, 0.25, (past,)), strict=True):
+            for place, term in terms:
+                sums[place] += float(term)
+        products = [
+            [float((h * direction).sum()) for h, direction in zip(gradients, directions, strict=True)]
+            for gradients in (grads, past)
+        ]
         moved = [p - 0.25 * direction for p, direction in zip(start, directions, strict=True)]
         contract.require(
-            all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(slopes, products, strict=True))
+            all(
+                math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+                for sums, expected in zip(slopes, products, strict=True)
+                for a, b in zip(sums, expected, strict=True)
+            )
             and all(torch.allclose(p, q, rtol=1e-9, atol=1e-12) for p, q in zip(parameters, moved, strict=True))
             and all(map(torch.equal, copies, start)),
             "has a kernel whose slopes or moves are not those of its search_direction",

@@ -129,7 +129,7 @@ def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     if settings.pop("guess", "hypergradient") == "growth":
         guess = armijo.Growth(initial)
     else:
-        direction = armijo.KeepLastStep(direction)
+        direction = armijo.KeepLastGradient(direction)
     return armijo.LineSearch(
         trainable_parameters(model),
         direction=direction,

@@ -78,7 +78,11 @@ def _run(options: dict[str, str]) -> int:
     results = Path(options["results"])
     planned = list(itertools.product(_seeds(options["seeds"]), cells, _split(options["optimizers"])))
     done = {page.identity(record) for record in page.read(results)}
-    todo = [(seed, cell, name) for seed, cell, name in planned if (cell, name, seed) not in done]
+    todo = [
+        (seed, cell, name)
+        for seed, cell, name in planned
+        if (cell, name, seed) not in done and (name not in page.SWEEP or name in page.sweep(cell))
+    ]
     torch.set_num_threads(1)
     provenance = {key: value for key, value in environment().items() if key in ("commit", "versions")}
     start = time.monotonic()

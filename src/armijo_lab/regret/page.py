@@ -10,15 +10,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from armijo_lab.regret.grid import CELLS, OTHERS, RATES, REGIMES, Cell
+from armijo_lab.regret.grid import CELLS, OTHERS, RATES, RATES_OF, REGIMES, Cell
 
-__all__ = ["OPTIMIZERS", "SWEEP", "Scores", "bootstrap", "identity", "mean_regret", "read", "regret", "write"]
+__all__ = ["OPTIMIZERS", "SWEEP", "Scores", "bootstrap", "identity", "mean_regret", "read", "regret", "sweep", "write"]
 
 OURS = "adamsls"
 BEFORE = "adamsls:beta1=0.9,c=0.1,guess=growth,when=always"
 SWEEP = tuple(f"adamw:lr={rate},warmup=0.1" for rate in RATES)
 OPTIMIZERS = (OURS, BEFORE, *SWEEP, *OTHERS)
-"""All that the study runs."""
+"""All that the study runs; of the sweep, in each cell, the rates of its regime."""
+
+
+def sweep(cell: Cell) -> tuple[str, ...]:
+    """AdamW with the rates of the cell's regime."""
+    return tuple(f"adamw:lr={rate},warmup=0.1" for rate in RATES_OF[cell.regime])
+
 
 Scores = Mapping[tuple[Cell, str, int], float]
 """A score of each run, higher is better, by cell, optimizer and seed."""
@@ -55,7 +61,7 @@ def regret(table: Scores, cell: Cell, optimizer: str, seeds: Sequence[int]) -> f
         values = [table.get((cell, name, seed), math.nan) for seed in seeds]
         return sum(values) / len(values)
 
-    best = [mean(name) for name in SWEEP]
+    best = [mean(name) for name in sweep(cell)]
     return math.nan if any(map(math.isnan, best)) else max(best) - mean(optimizer)
 
 
@@ -75,7 +81,9 @@ def complete(records: Sequence[Mapping[str, Any]]) -> tuple[list[Cell], list[int
     """The cells whose sweep and default have the same seeds, and these seeds."""
     done = {identity(record) for record in records}
     seeds = sorted({seed for _, name, seed in done if name == OURS})
-    cells = [cell for cell in CELLS if all((cell, name, seed) in done for name in (OURS, *SWEEP) for seed in seeds)]
+    cells = [
+        cell for cell in CELLS if all((cell, name, seed) in done for name in (OURS, *sweep(cell)) for seed in seeds)
+    ]
     return (cells, seeds) if seeds else ([], [])
 
 
@@ -131,7 +139,7 @@ def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: 
     table = ["| cell | best rate | its accuracy | " + " | ".join(_shown(n) for n in names if n not in SWEEP) + " |"]
     table.append("|" + "---|" * table[0].count("|", 1))
     for cell in cells:
-        best = max(SWEEP, key=lambda name: statistics.mean(accuracy[cell, name, seed] for seed in seeds))
+        best = max(sweep(cell), key=lambda name: statistics.mean(accuracy[cell, name, seed] for seed in seeds))
         shown_rate = best.partition("lr=")[2].partition(",")[0]
         table.append(
             f"| {cell.task}, {cell.rows} rows, {cell.batch_size} | {shown_rate} | "
@@ -172,14 +180,10 @@ def _draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         def mean(name: str, t: Scores = table, c: Sequence[Cell] = cells, s: Sequence[int] = seeds) -> float:
             return statistics.mean(t[cell, name, seed] for cell in c for seed in s)
 
-        axes.plot(
-            [float(rate) for rate in RATES],
-            [mean(name) for name in SWEEP],
-            color=colour,
-            marker="o",
-            ms=3,
-            label=f"{_TITLES[regime]} ({len(cells)} cells)",
-        )
+        rates = RATES_OF[regime]
+        label = f"{_TITLES[regime]} ({len(cells)} cells)"
+        accuracies = [mean(f"adamw:lr={rate},warmup=0.1") for rate in rates]
+        axes.plot([float(rate) for rate in rates], accuracies, color=colour, marker="o", ms=3, label=label)
         axes.axhline(mean(OURS), color=colour, linestyle="--", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate of AdamW; dashed: AdamSLS, which has none")
