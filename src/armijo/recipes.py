@@ -1,16 +1,18 @@
 """The recommended optimizers: each is `LineSearch` with chosen parts.
 
-| | direction | selection | merging | partition |
+| | direction | criterion | guess | selection |
 |---|---|---|---|---|
-| `SGDSLS` | `GradientDirection()` | `Jointly()` | `NeverMerge()` | `Together()` |
-| `AdamSLS` | `AdamDirection()` | `Jointly()` | `NeverMerge()` | `Together()` |
-| `PLASLS` | `AdamDirection()` | `Cycle()` | `MergeSmallest()` | `ByLabel()` |
+| `SGDSLS` | `GradientDirection()` | `Armijo(0.1)` | `Growth()` | `Jointly()` |
+| `AdamSLS` | `KeepLastGradient(AdamDirection((0.0, 0.999)))` | `Armijo(0.5)` | `Hypergradient()` | `OnDemand()` |
+| `PLASLS` | `AdamDirection()` | `Armijo(0.1)` | `Growth()` | `Cycle()` |
 
-The search of all three is `Backtracking(criterion=Armijo(0.1), guess=Growth(0.1))`.
+The first two have one component for the whole model, `Together()`, and nothing to merge; PLASLS has `ByLabel()` and
+`MergeSmallest()`. The search of all three is `Backtracking(criterion, guess)`.
 
-They differ from `armijo.paper` in three points: the search contracts faster the longer it fails, so that the first one
-takes about a dozen trials instead of seventy; a search that finds nothing moves nothing and keeps the step size; a
-component without a slope does not grow its step size.
+AdamSLS takes what it has tried, lets the next batch correct the step size, and searches on demand. In these points all
+three differ from `armijo.paper`: the search contracts faster the longer it fails, so that one from far above takes a
+dozen trials instead of seventy; a search that finds nothing moves nothing and keeps the step size; a component without
+a slope keeps its step size.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from torch.optim.optimizer import ParamsT
 from armijo.components.merging import MergeSmallest, Merging, NeverMerge
 from armijo.components.on_demand import OnDemand
 from armijo.components.partition import ByLabel, Together
-from armijo.components.selection import Selection
+from armijo.components.selection import Cycle, Jointly, Selection
 from armijo.directions.adam import AdamDirection
 from armijo.directions.gradient import GradientDirection
 from armijo.directions.last_gradient import KeepLastGradient
 from armijo.optimizer import LineSearch
 from armijo.search.backtracking import Backtracking
 from armijo.search.criteria import Armijo
-from armijo.search.guesses import Hypergradient
+from armijo.search.guesses import Growth, Hypergradient
 
 __all__ = ["PLASLS", "SGDSLS", "AdamSLS", "Options"]
 
@@ -95,16 +97,16 @@ class SGDSLS(LineSearch):
         lr: float = 1.0,
         weight_decay: float = 0.0,
         *,
-        c: float = 0.5,
+        c: float = 0.1,
         initial_step_size: float = 0.1,
-        selection: Selection = OnDemand(),
+        selection: Selection = Jointly(),
         **options: Unpack[Options],
     ) -> None:
         _check_options(self, options)
         super().__init__(
             params,
-            direction=KeepLastGradient(GradientDirection()),
-            search=Backtracking(Armijo(c), Hypergradient(initial_step_size)),
+            direction=GradientDirection(),
+            search=Backtracking(Armijo(c), Growth(initial_step_size)),
             selection=selection,
             merging=NeverMerge(),
             partition=Together(),
@@ -115,28 +117,30 @@ class SGDSLS(LineSearch):
 
 
 class AdamSLS(LineSearch):
-    """Adam with an Armijo line search: one step size for the whole model, and no learning rate.
+    """Adam with a line search: one step size for the whole model, and no learning rate.
 
-        trial   w(η) = w - η·P·g      accepted if f(w(η)) ≤ f(w) - c·η·Σ g²·P      update w ← w - η·P·m̂
+        trial   w(η) = w - η·P·g      accepted if f(w(η)) ≤ f(w) - c·η·Σ g²·P      update w ← w(η)
 
-    with Adam's preconditioner P = 1/(√v̂ + ε) and bias-corrected momentum m̂.
+    with Adam's preconditioner P = 1/(√v̂ + ε). The step is the trial: there is no momentum unless you ask for it. From
+    step to step the next batch corrects η, at no forward pass (`Hypergradient`).
 
     Args:
         params: parameters, groups or named parameters; one step size for all of them.
         lr: a multiplier of the found step size, ≥ 0.
-        betas: Adam's (β1, β2), each in [0, 1).
+        betas: Adam's (β1, β2), each in [0, 1). With β1 > 0 the update is w - η·P·m̂, with a bias-corrected momentum m̂
+            that no trial has tested.
         eps: Adam's ε ≥ 0.
         weight_decay: decoupled, ≥ 0: w ← (1 - lr·η·λ)·w.
         c: the share of the promised decrease that a trial must reach, 0 < c < 1.
-        initial_step_size: the first η to try, > 0.
-        selection: when to search; `Every(3)` searches at every third step.
+        initial_step_size: the longest first η to try, > 0; less where that would promise more than the loss.
+        selection: when to search: on demand, or in every step with `Jointly()`.
         options: `maximize`, `max_step_size`, `process_group`; see `LineSearch`.
 
     Raises:
         ConfigurationError: if an argument or a group cannot be used.
 
     Source:
-        arXiv 2403.18506 (ADAMSLS), with the changes named in this module's docstring.
+        arXiv 2403.18506 (ADAMSLS), with the changes named in this module's docstring; arXiv 1703.04782.
 
     Examples:
         >>> import torch, armijo
@@ -215,21 +219,21 @@ class PLASLS(LineSearch):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        betas: tuple[float, float] = (0.0, 0.999),
+        betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        c: float = 0.5,
+        c: float = 0.1,
         initial_step_size: float = 0.1,
-        selection: Selection = OnDemand(),
+        selection: Selection = Cycle(),
         merging: Merging = MergeSmallest(),
         **options: Unpack[Options],
     ) -> None:
         _check_options(self, options)
         super().__init__(
             params,
-            direction=KeepLastGradient(AdamDirection(betas, eps)),
-            search=Backtracking(Armijo(c), Hypergradient(initial_step_size)),
+            direction=AdamDirection(betas, eps),
+            search=Backtracking(Armijo(c), Growth(initial_step_size)),
             selection=selection,
             merging=merging,
             partition=ByLabel(),

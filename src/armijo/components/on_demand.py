@@ -27,6 +27,7 @@ class OnDemand(Selection):
 
     - a search whose first trial was accepted doubles the number of steps to the next search, up to m;
     - a rejected trial, or a gain ratio (f_k - f(η))/(η·S) of less than half of that at the search before, halves it;
+    - a search that found nothing is followed by one at the next step;
     - a loss above the running mean of the losses by more than `surprise` times their mean deviation is searched.
 
     Between searches every component moves with its step size, untested, and the step costs what one of
@@ -117,8 +118,9 @@ class OnDemand(Selection):
         fits = all(_at_once(search) for search in searches)
         ratio = min(map(_gain_ratio, searches))
         steady = fits and ratio >= _DROP * memory["demand_ratio"]
+        failed = any(search.outcome.step_size == 0 for search in searches)
         wait = memory["demand_wait"]
-        memory["demand_wait"] = min(2 * wait, self.every) if steady else max(wait // 2, 1)
+        memory["demand_wait"] = 1 if failed else min(2 * wait, self.every) if steady else max(wait // 2, 1)
         memory["demand_ratio"] = ratio
 
     def merged(self, n: int, memory: Memory) -> None:

@@ -4,8 +4,10 @@ Arguments of all: `c` and `initial_step_size`.
 
 Arguments of `adamsls`, `plasls` and `sgdsls`: `weight_decay`, `max_step_size`, and except for `sgdsls` `beta1` and
 `beta2`. Arguments of `adamsls` that leave out a part of the default: `guess` (hypergradient, growth), `bound` (yes, no:
-whether a step may promise more than the loss) and `when` (demand, always). The default until November 2026 was
-`adamsls:beta1=0.9,c=0.1,guess=growth,when=always`.
+whether a step may promise more than the loss) and `when` (demand, always).
+
+`growing-adamsls` is what `adamsls` was until November 2026: β1 = 0.9, c = 0.1, a step size that grows, a search in each
+step.
 
 Arguments of `plasls`: `split` (layer, projection, module, tensor); `n_groups`, with split=layer (a number, or layers
 for one group per layer); `schedule` (cycle, each, joint); `joint_steps`; `merge` (mean, geometric_mean, minimum,
@@ -121,7 +123,7 @@ def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     import armijo
 
     if not settings.keys() & {"guess", "bound", "when"}:
-        return armijo.AdamSLS(trainable_parameters(model), **_join_betas(settings))
+        return armijo.AdamSLS(trainable_parameters(model), **_join_betas(settings, 0.0))
     initial, c = settings.pop("initial_step_size", 0.1), settings.pop("c", 0.5)
     least_loss = 0.0 if settings.pop("bound", "yes") == "yes" else -math.inf
     guess: armijo.Guess = armijo.Hypergradient(initial, least_loss=least_loss)
@@ -140,6 +142,10 @@ def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     )
 
 
+def _make_growing_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    return _make_adamsls(model, {"beta1": 0.9, "c": 0.1, **settings, "guess": "growth", "when": "always"})
+
+
 def _make_sgdsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     import armijo
 
@@ -152,7 +158,7 @@ def _make_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     _choose_selection(settings)
     if "merge" in settings or "merge_below" in settings:
         settings["merging"] = _merging(settings.pop("merge", "mean"), settings.pop("merge_below", None))
-    settings = _join_betas(settings)
+    settings = _join_betas(settings, 0.9)
     return armijo.PLASLS(_split(model, settings), **settings)
 
 
@@ -226,10 +232,10 @@ def _merging(rule: str, below: float | None) -> Any:
     return armijo.MergeSmallest(**threshold, rule=cast(Any, rule))
 
 
-def _join_betas(settings: dict[str, Any]) -> dict[str, Any]:
+def _join_betas(settings: dict[str, Any], beta1: float) -> dict[str, Any]:
     """Replace `beta1` and `beta2` by the pair `betas`."""
     if "beta1" in settings or "beta2" in settings:
-        settings["betas"] = (settings.pop("beta1", 0.0), settings.pop("beta2", 0.999))
+        settings["betas"] = (settings.pop("beta1", beta1), settings.pop("beta2", 0.999))
     return settings
 
 
@@ -270,6 +276,12 @@ ROWS: tuple[MethodRow, ...] = (
         searches=True,
     ),
     MethodRow("sgdsls", keys=_RECOMMENDED, build=_builder(_make_sgdsls), searches=True),
+    MethodRow(
+        "growing-adamsls",
+        keys={**_RECOMMENDED, **_BETAS},
+        build=_builder(_make_growing_adamsls),
+        searches=True,
+    ),
 )
 
 PAPER_ROWS: tuple[MethodRow, ...] = (

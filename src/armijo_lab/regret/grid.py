@@ -23,8 +23,7 @@ RATES = ("1e-5", "3e-5", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1")
 """AdamW's, each with a warm-up over a tenth of the steps and linear decay, without weight decay."""
 
 RATES_OF = {"head": RATES, "lora": ("1e-3", "3e-3", "1e-2"), "whole": ("3e-5", "1e-4", "3e-4")}
-"""Those of each regime. A run of LoRA or of a whole model takes minutes; theirs are the rates around the best one, which
-was known before."""
+"""Those of each regime: of LoRA and of whole models, whose runs take minutes, the rates around the best known one."""
 
 OTHERS = ("salsa", "prodigy", "schedulefree", "dog")
 """Without a rate to tune, as their authors recommend them."""

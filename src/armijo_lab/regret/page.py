@@ -15,7 +15,7 @@ from armijo_lab.regret.grid import CELLS, OTHERS, RATES, RATES_OF, REGIMES, Cell
 __all__ = ["OPTIMIZERS", "SWEEP", "Scores", "bootstrap", "identity", "mean_regret", "read", "regret", "sweep", "write"]
 
 OURS = "adamsls"
-BEFORE = "adamsls:beta1=0.9,c=0.1,guess=growth,when=always"
+BEFORE = "growing-adamsls"
 SWEEP = tuple(f"adamw:lr={rate},warmup=0.1" for rate in RATES)
 OPTIMIZERS = (OURS, BEFORE, *SWEEP, *OTHERS)
 """All that the study runs; of the sweep, in each cell, the rates of its regime."""
@@ -169,7 +169,7 @@ def _draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     figure = new_figure(6.5, 3.6)
     axes = figure.subplots()
-    style(axes)
+    style(figure)
     for colour, regime in zip(PALETTE, REGIMES, strict=False):
         chosen = [record for record in records if record["regime"] == regime]
         cells, seeds = complete(chosen)

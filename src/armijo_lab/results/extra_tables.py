@@ -61,7 +61,7 @@ def ranks(cells: Sequence[Cell]) -> str:
     hindsight = {task: _best_adam([cell for cell in cells if cell.task == task]) for task in tasks}
     headings = ["optimizer", "mean rank"]
     for task in tasks:
-        headings.append(f"{task}: minus adamsls")
+        headings.append(f"{task}: minus growing-adamsls")
         if hindsight[task] is not None:
             headings.append(f"{task}: minus the best Adam(W)")
     rows = []
@@ -71,7 +71,7 @@ def ranks(cells: Sequence[Cell]) -> str:
         row = [name, f"{statistics.fmean(values):.1f}{partial}" if values else MISSING]
         for task in tasks:
             cell = by_key.get((task, name))
-            row.append(_difference_text(cell, by_key.get((task, "adamsls"))))
+            row.append(_difference_text(cell, by_key.get((task, "growing-adamsls"))))
             if hindsight[task] is not None:
                 row.append(_difference_text(cell, hindsight[task]))
         rows.append(row)
@@ -132,7 +132,7 @@ def _wins(cells: Sequence[Cell]) -> str:
 
 
 def _is_line_search(name: str) -> bool:
-    return name.partition(":")[0] in ("adamsls", "plasls", "sgdsls")
+    return name.partition(":")[0] in ("adamsls", "growing-adamsls", "plasls", "sgdsls")
 
 
 def _time_to_adam(cells: Sequence[Cell]) -> str:

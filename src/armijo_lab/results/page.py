@@ -45,6 +45,12 @@ class Page:
     figures: Sequence[str] = ()
 
 
+_GROWING = (
+    "`growing-adamsls` is AdamSLS as it was until November 2026: β1 = 0.9, c = 0.1, a search in each step. Where this "
+    "page speaks of AdamSLS, it is that one."
+)
+
+
 def write(page: Page, cells: Sequence[Cell], folder: Path) -> list[Path]:
     """Write `NAME.md`, `NAME.csv` and the figures of a page into a folder, which is made.
 
@@ -58,6 +64,8 @@ def write(page: Page, cells: Sequence[Cell], folder: Path) -> list[Path]:
     parts = [f"# {page.title}", page.question]
     parts.append(f"    {page.command}\n    {page.report}")
     parts.append(_provenance(cells))
+    if any(cell.optimizer.startswith("growing-adamsls") for cell in completed):
+        parts.append(_GROWING)
     if page.notes:
         parts.append(page.notes.strip())
     parts += [f"![{caption}]({path.relative_to(folder).as_posix()})" for path, caption in figures]
