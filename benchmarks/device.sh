@@ -18,7 +18,7 @@ for shape in base large; do
 done
 for run in base/float32 base/tf32 base/bfloat16 base/float16 large/bfloat16; do
     timeout 45 python benchmarks/overhead.py --device cuda --shape "${run%/*}" --precision "${run#*/}" --steps 30 \
-        --tokens 128 --only "AdamW, foreach" AdamSLS "AdamSLS, β1 = 0" "AdamSLS, on demand" "PLASLS by layer" \
+        --tokens 128 --only "AdamW, foreach" AdamSLS "Growing AdamSLS" "Growing AdamSLS, on demand" "PLASLS by layer" \
         --json "$out/overhead_${run/\//_}.json" > "$out/overhead_${run/\//_}.txt" 2>&1
     echo "training, $run: $?" | tee -a "$out/status.txt"
 done

@@ -39,16 +39,21 @@ def _schedule_free(model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
+def _growing(model: nn.Module, beta1: float, **parts: Any) -> torch.optim.Optimizer:
+    """AdamSLS as it was until November 2026, and variants."""
+    direction = armijo.AdamDirection((beta1, 0.999))
+    return armijo.LineSearch(model.parameters(), direction=direction, partition=armijo.Together(), **parts)
+
+
 BASE = "AdamW, fused"
 
 _OURS: Mapping[str, Build] = {
     "SGDSLS": lambda model: armijo.SGDSLS(model.parameters()),
     "AdamSLS": lambda model: armijo.AdamSLS(model.parameters()),
-    "AdamSLS, β1 = 0": lambda model: armijo.AdamSLS(model.parameters(), betas=(0.0, 0.999)),
-    "AdamSLS, on demand": lambda model: armijo.AdamSLS(model.parameters(), selection=armijo.OnDemand()),
-    "AdamSLS, β1 = 0, on demand": lambda model: armijo.AdamSLS(
-        model.parameters(), betas=(0.0, 0.999), selection=armijo.OnDemand()
-    ),
+    "Growing AdamSLS": lambda model: _growing(model, 0.9),
+    "Growing AdamSLS, β1 = 0": lambda model: _growing(model, 0.0),
+    "Growing AdamSLS, on demand": lambda model: _growing(model, 0.9, selection=armijo.OnDemand()),
+    "Growing AdamSLS, β1 = 0, on demand": lambda model: _growing(model, 0.0, selection=armijo.OnDemand()),
     "PLASLS by layer": lambda model: armijo.PLASLS(armijo.split(model, by="layer")),
     "PLASLS, every component every step": lambda model: armijo.PLASLS(
         armijo.split(model, by="layer"), selection=armijo.EachAlone()

@@ -66,13 +66,15 @@ def optimizers(parameters: list[nn.Parameter], components: list[int]) -> dict[st
     rows: dict[str, tuple[Build, int]] = {
         BASE: (lambda: torch.optim.AdamW(parameters, lr=STEP_SIZE, fused=True), 1),
         "AdamW, foreach": (lambda: torch.optim.AdamW(parameters, lr=STEP_SIZE, foreach=True), 1),
-        "AdamSLS": (adam(with_momentum), 1),
-        "AdamSLS, β1 = 0": (adam(without), 1),
-        "AdamSLS, β1 = 0, 2 trials": (adam(without), 2),
-        "AdamSLS, β1 = 0, 3 trials": (adam(without), 3),
-        "AdamSLS, β1 = 0, foreach": (adam(without, fused=False), 1),
-        "AdamSLS, no search": (adam(with_momentum, selection=never), 1),
-        "AdamSLS, β1 = 0, no search": (adam(without, selection=never), 1),
+        "Growing AdamSLS": (adam(with_momentum), 1),
+        "Growing AdamSLS, β1 = 0": (adam(without), 1),
+        "Growing AdamSLS, β1 = 0, 2 trials": (adam(without), 2),
+        "Growing AdamSLS, β1 = 0, 3 trials": (adam(without), 3),
+        "Growing AdamSLS, β1 = 0, foreach": (adam(without, fused=False), 1),
+        "Growing AdamSLS, no search": (adam(with_momentum, selection=never), 1),
+        "Growing AdamSLS, β1 = 0, no search": (adam(without, selection=never), 1),
+        "AdamSLS": (lambda: armijo.AdamSLS(parameters, selection=armijo.Jointly()), 1),
+        "AdamSLS, no search": (lambda: armijo.AdamSLS(parameters, selection=never), 1),
         "SGDSLS": (lambda: armijo.SGDSLS(parameters), 1),
     }
     for n in components:

@@ -17,6 +17,15 @@ PAPER = [armijo.paper.SGDSLS, armijo.paper.AdamSLS, armijo.paper.PLASLS]
 ALL = [*RECOMMENDED, *PAPER]
 
 
+def growing_adam(
+    params: Any, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, c: float = 0.1, **options: Any
+) -> armijo.LineSearch:
+    """Adam with momentum whose step size grows from step to step, searched in every one: PLASLS with one component."""
+    settings = {"selection": armijo.Jointly(), "partition": armijo.Together(), **options}
+    search = armijo.Backtracking(armijo.Armijo(c), armijo.Growth(0.1))
+    return armijo.LineSearch(params, direction=armijo.AdamDirection(betas, eps), search=search, **settings)
+
+
 def name_of(kind: type) -> str:
     return f"{kind.__module__.removeprefix('armijo.')}.{kind.__name__}"
 

@@ -16,6 +16,7 @@ from armijo.directions.base import ParameterState, Tensors, Workspace
 from armijo.directions.fused import FusedAdamKernel
 from armijo.directions.kernel import StoredKernel
 from armijo.snapshot import Snapshot
+from problems import growing_adam
 
 every = pytest.mark.parametrize
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (2, 3, 4), (700, 800), (1 << 18,), ((1 << 19) + 3,)]
@@ -302,7 +303,7 @@ class Calls(TorchFunctionMode):
 @every("beta1", [0.0, 0.9])
 def test_a_step_without_a_search_is_one_pass_of_the_kernel(beta1: float) -> None:
     parameters = [torch.nn.Parameter(p) for p in tensors(1)]
-    optimizer = armijo.AdamSLS(parameters, betas=(beta1, 0.999), selection=armijo.Every(3))
+    optimizer = growing_adam(parameters, betas=(beta1, 0.999), selection=armijo.Every(3))
     counts = []
     for k in range(6):
         targets = tensors(10 + k)
@@ -352,7 +353,7 @@ def test_a_group_with_momentum_needs_an_optimizer_that_keeps_one() -> None:
     optimizer.param_groups[0]["betas"] = (0.9, 0.999)
     with pytest.raises(armijo.ConfigurationError, match="cycle_momentum=False"):
         optimizer.step(lambda: (weights[0] ** 2).sum())
-    mixed = armijo.AdamSLS([groups[1], {"params": [weights[0]], "betas": (0.0, 0.999)}])
+    mixed = armijo.AdamSLS([groups[1], {"params": [weights[0]], "betas": (0.0, 0.999)}], betas=(0.9, 0.999))
     mixed.step(lambda: sum((w**2).sum() for w in weights))
     assert torch.equal(mixed.state[weights[0]]["exp_avg"], weights[0].grad)
 
@@ -520,13 +521,13 @@ def test_a_trial_much_nearer_than_the_last_one_is_where_it_says() -> None:
 @every("eps", [0.0, 1e-8])
 def test_a_step_without_a_search_sees_what_is_not_finite_and_what_only_adds_up_to_it(eps: float) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = armijo.AdamSLS([weight], betas=(0.9, 0.0), eps=eps, selection=armijo.Every(3))
+    optimizer = growing_adam([weight], betas=(0.9, 0.0), eps=eps, selection=armijo.Every(3))
     optimizer.step(lambda: (weight**2).sum())
     optimizer.step(lambda: weight[0] ** 2 + 0 * weight[1] + 1.0)
     assert optimizer.report.components[0].status == ("nonfinite" if eps == 0 else "unsearched")
     assert weight.isfinite().all()
     large = torch.nn.Parameter(torch.full((4,), 1e-30))
-    optimizer = armijo.AdamSLS([large], betas=(0.9, 0.0), eps=1e-8, selection=armijo.Every(3))
+    optimizer = growing_adam([large], betas=(0.9, 0.0), eps=1e-8, selection=armijo.Every(3))
     optimizer.step(lambda: large.sum() + 1.0)
     objective = armijo.Objective()
     objective.baseline(lambda: large.sum() + 1.0)

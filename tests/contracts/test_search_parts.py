@@ -466,27 +466,64 @@ def test_a_non_monotone_criterion_starts_from_the_mean_loss_where_that_is_higher
 
 @every("first", [0.001, 0.1, 0.19])
 def test_a_hypergradient_finds_the_step_size_that_ends_at_the_minimum(first: float) -> None:
-    # On ½·κ·w² with κ = 10 the slope at the end of a step is η·S·(1 - η·κ).
-    guess = armijo.Hypergradient(first, rate=0.2, limit=1.0)
+    # On ½·κ·w² with κ = 10 a step from w along g ends at (1 - η·κ)·w, and so ⟨h, g⟩ = S·(1 - η·κ).
+    guess = armijo.Hypergradient(first, rate=0.2, limit=1.0, mean=0.0, least_loss=-math.inf)
     memory, step_size, ahead = guess.defaults(), first, 0.0
     for _ in range(60):
-        line = Line(1.0, 7.0, derivatives=Derivatives({"last_step": ahead}))
+        line = Line(1.0, 7.0, derivatives=Derivatives({"last_gradient": ahead}))
         step_size = guess.next(step_size, line, memory)
-        ahead = step_size * 7.0 * (1 - 10 * step_size)
+        ahead = 7.0 * (1 - 10 * step_size)
     assert step_size == pytest.approx(0.1, rel=1e-2)
 
 
 def test_a_hypergradient_reads_what_the_last_step_did_in_an_optimizer() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    search = Backtracking(guess=armijo.Hypergradient(0.01, rate=0.5))
-    direction = armijo.KeepLastStep(armijo.GradientDirection())
+    guess = armijo.Hypergradient(0.01, rate=0.5, limit=1.0, mean=0.0, least_loss=-math.inf)
+    search, direction = Backtracking(guess=guess), armijo.KeepLastGradient(armijo.GradientDirection())
     optimizer = armijo.LineSearch([weight], direction=direction, search=search, selection=Never())
     optimizer.step(lambda: (weight**2).sum())
     optimizer.step(lambda: (weight**2).sum())
-    # g = 2·w, so the second slope along the first step is η·S·(1 - 2·η).
+    # g = 2·w, so the second gradient is the first one times 1 - 2·η.
     assert optimizer.report is not None
     assert optimizer.report.forwards == 1
-    assert optimizer.param_groups[0]["step_size"] == pytest.approx(0.01 * math.exp(0.5 * 0.5))
+    assert optimizer.param_groups[0]["step_size"] == pytest.approx(0.01 * math.exp(0.5 * 0.98))
+
+
+@every(
+    ("loss", "least_loss", "expected"),
+    [
+        (3.0, 0.0, 0.75),  # η·S = f - f*
+        (3.0, 1.0, 0.5),
+        (-1.0, -3.0, 0.5),
+        (9.0, 0.0, 1.0),  # it promises less than there is
+        (3.0, 3.0, 1.0),  # not above f*
+        (3.0, 4.0, 1.0),
+        (3.0, -math.inf, 1.0),
+    ],
+)
+def test_a_hypergradient_tries_no_step_that_promises_more_than_the_loss_can_fall(
+    loss: float, least_loss: float, expected: float
+) -> None:
+    guess = armijo.Hypergradient(1.0, least_loss=least_loss)
+    line = Line(loss, 4.0, derivatives=Derivatives({"last_gradient": 0.0}))
+    assert guess.next(1.0, line, guess.defaults()) == pytest.approx(expected)
+
+
+def test_a_hypergradient_weighs_its_steps_by_what_they_promised() -> None:
+    guess = armijo.Hypergradient(0.1, rate=0.3, limit=0.8, mean=0.6, least_loss=-math.inf)
+    memory, step_size, last_slope, along, promise = guess.defaults(), 0.1, 0.0, 0.0, 0.0
+    for k, (slope, ahead) in enumerate([(2.0, 9.0), (50.0, 1.0), (3.0, -20.0), (0.5, 2.0), (1.0, 8.0)]):
+        expected = step_size
+        if k:
+            along = 0.6 * along + 0.4 * step_size * ahead
+            promise = 0.6 * promise + 0.4 * step_size * last_slope
+            expected *= math.exp(0.3 * max(-0.8, min(along / promise, 0.8)))
+        line = Line(1.0, slope, derivatives=Derivatives({"last_gradient": ahead}))
+        before, step_size, last_slope = step_size, guess.next(step_size, line, memory), slope
+        assert step_size == pytest.approx(expected)
+        # The fourth step agrees with the one before; the long third one, of a slope of 50, still counts for more.
+        assert (step_size < before) == (k in (2, 3))
+    assert abs(along / promise) < 0.8
 
 
 @every(("slope", "curvature", "step_size"), [(1.0, 2.0, 0.3), (5.0, 40.0, 0.01), (2.0, 30.0, 0.2)])
@@ -542,6 +579,8 @@ def test_polyaks_step_size_is_shortened_by_what_was_rejected_and_recovers() -> N
         (armijo.Hypergradient, {"initial": math.inf}),
         (armijo.Hypergradient, {"rate": 0.0}),
         (armijo.Hypergradient, {"limit": -0.5}),
+        (armijo.Hypergradient, {"mean": 1.0}),
+        (armijo.Hypergradient, {"least_loss": math.inf}),
         (armijo.Parabola, {"initial": 0.0}),
         (armijo.Parabola, {"beta": 1.0}),
         (armijo.Parabola, {"reach": 1.0}),

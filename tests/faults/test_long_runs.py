@@ -95,7 +95,8 @@ def test_groups_and_parameters_may_come_in_any_order(kind: Any, kwargs: Any, ord
             optimizer.step(problem.closure())
         ends.append([parameter.detach().clone() for parameter in problem.model.parameters()])
     for a, b in zip(*ends, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        # A bias before a batch norm has nothing but rounding errors for a gradient, 1e-17, and Adam divides by ε.
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12 if kind is armijo.SGDSLS else 1e-9)
 
 
 class _Checkpointed(nn.Module):
@@ -138,7 +139,7 @@ def test_a_compiled_model_is_searched_honestly(backend: str) -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
     compiled = torch.compile(model, backend=backend)
     inputs, labels = torch.randn(32, 8), torch.randint(3, (32,))
-    optimizer = armijo.AdamSLS(model.parameters())
+    optimizer = armijo.AdamSLS(model.parameters(), selection=armijo.Jointly())
     for step in range(6):
         optimizer.zero_grad()
         # Named, so that no hook is set: a graph compiled with one and a graph compiled without draw other masks.

@@ -694,7 +694,7 @@ def test_a_progress_bar_shows_small_step_sizes(kind: Any) -> None:
 
     shown: list[dict[str, Any]] = []
     bar = Bar()
-    build = functools.partial(small_steps, armijo.AdamSLS)
+    build = functools.partial(small_steps, armijo.SGDSLS)
     fitted(Automatic(bert(), build), StepSizeLogger(prog_bar=True), bar, max_epochs=1, enable_progress_bar=True)
     assert shown[0]["step_size"] == "2.00e-05"
     assert shown[0]["forwards"] == 2.0
@@ -789,7 +789,7 @@ def test_a_callback_that_changes_the_training_runs_beside_the_search(tmp_path: P
     _, watch = fitted(Automatic(bert(dropout=0.2)), ACTIVE[name](), default_root_dir=tmp_path)
     assert len(watch.reports) == (9 if name == "GradientAccumulationScheduler" else 12)
     statuses = {str(component.status) for report in watch.reports for component in report.components}
-    assert statuses == {"accepted"}
+    assert {"accepted"} <= statuses <= {"accepted", "unsearched"}
 
 
 class OwnLoader(Automatic):

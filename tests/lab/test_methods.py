@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 
 def sample(parser):
     """A text that a key's parser accepts."""
-    for text in ("0.25", "3", "constant", "joint", "projection", "minimum", "moved", "no"):
+    for text in ("0.25", "3", "constant", "joint", "projection", "minimum", "moved", "no", "growth", "always"):
         try:
             parser(text)
         except ValueError:

@@ -108,7 +108,7 @@ def test_a_run_leaves_its_records(start, tmp_path, optimizer, paper_protocol):
     assert bool(components) is searches
     if searches:
         assert sum(component["parameters"] for component in components) == summary["model"]["parameters"]
-        assert all(step["forwards"] > 1 for step in run.steps)
+        assert all(step["forwards"] > 1 for step in run.steps[:5]), "later ones are searched on demand"
         assert all(step["lr"] is None for step in run.steps)
     else:
         assert all(step["forwards"] == 1 and step["lr"] is not None for step in run.steps)

@@ -11,6 +11,7 @@ import importlib.util
 import struct
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ if importlib.util.find_spec("armijo.directions.fused"):
     from armijo.directions.fused import FusedAdamKernel
 
     FusedAdamKernel.takes = staticmethod(lambda *tensors: False)
+
+
+adam_sls: Callable[..., Any] = armijo.AdamSLS
+if importlib.util.find_spec("armijo.directions.last_gradient"):
+    # The defaults of AdamSLS are others now; this is what it was.
+    sys.path.append(str(Path(__file__).parents[1]))
+    from problems import growing_adam
+
+    adam_sls = growing_adam
 
 
 class Net(nn.Module):
@@ -107,8 +117,8 @@ def optimizers(by: str) -> dict[str, Callable[[nn.Module], Any]]:
     return {
         "SGDSLS": lambda model: armijo.SGDSLS(trainable(model)),
         "SGDSLS decay": lambda model: armijo.SGDSLS(trainable(model), lr=0.5, weight_decay=0.01, c=0.5),
-        "AdamSLS": lambda model: armijo.AdamSLS(trainable(model)),
-        "AdamSLS decay": lambda model: armijo.AdamSLS(
+        "AdamSLS": lambda model: adam_sls(trainable(model)),
+        "AdamSLS decay": lambda model: adam_sls(
             trainable(model), lr=0.7, betas=(0.0, 0.99), weight_decay=0.1, c=0.5, max_step_size=1e-2
         ),
         "PLASLS": lambda model: armijo.PLASLS(armijo.split(model, by=by)),

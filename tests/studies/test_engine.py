@@ -32,7 +32,8 @@ def armijo(*arguments, cwd=None, code=0):
 def test_all_studies_are_listed():
     lines = armijo("study").stdout.splitlines()
     assert any(line.startswith("rivals") for line in lines)
-    assert len(lines) == 10
+    assert len(lines) == 11
+    assert lines[-1].startswith("regret")
 
 
 def test_a_grid_runs_is_skipped_when_done_and_reported(small, tmp_path):
@@ -196,7 +197,7 @@ def test_the_report_reads_and_prints_what_was_not_run(tmp_path):
     assert {row["status"] for row in rows} == {"completed", "diverged", "failed", "not run"}
     assert "rivals" in (tmp_path / "pages" / "index.md").read_text(encoding="utf-8")
     other = ["report", "rivals", "seeds=1", "tasks=sst2", "--results", str(tmp_path / "results")]
-    assert "6 of 45 runs" in armijo(*other, "--output", str(tmp_path / "pages")).stdout
+    assert "6 of 46 runs" in armijo(*other, "--output", str(tmp_path / "pages")).stdout
     cut = (tmp_path / "pages" / "rivals-seeds=1-tasks=sst2.md").read_text(encoding="utf-8")
     assert "armijo study rivals data_dir=glue seeds=1 tasks=sst2" in cut
     armijo("report", "seeds=1", "--results", str(tmp_path / "results"), code=2)

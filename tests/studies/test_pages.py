@@ -101,7 +101,7 @@ def test_the_page_of_the_rivals(found, tmp_path):
         text[text.index("## sst2") : text.index("## mrpc")],
         text[text.index("## mrpc") : text.index("## qnli")],
     )
-    assert "Not run (38 of 45 cells): " in sst2
+    assert "Not run (39 of 46 cells): " in sst2
     assert sst2.count("`gen`") == mrpc.count("`gen`") == 1
     assert "`adamsls`" not in sst2
     assert line(text, "dog")[1:3] == ["0", "failed"]
@@ -124,7 +124,7 @@ def test_the_page_of_the_rivals(found, tmp_path):
     assert "So it is." in text
     assert "0123456789ab-dirty" in text
     # MRPC was not run at all, and the table says so.
-    assert "Not run (45 of 45 cells): `sgdsls`, `adamsls`" in mrpc
+    assert "Not run (46 of 46 cells): `sgdsls`, `adamsls`" in mrpc
 
 
 def test_a_page_without_a_record(tmp_path):
@@ -147,11 +147,11 @@ def test_published_numbers_stand_beside_ours(tmp_path):
 def test_peaks_and_drops(tmp_path):
     records = [
         made_up.record("annealing", config, [0.6, 0.8, 0.75], step_size=1e-3)
-        for config in plan.runs(plan.Options("annealing", select="adamsls"))
+        for config in plan.runs(plan.Options("annealing", select="growing-adamsls"))
     ]
     text = page("annealing", collected("annealing", records), tmp_path)
     peaks = text[text.index("## After the peak") :]
-    assert line(peaks, "mrpc", "adamsls")[2:] == ["2.0 ± 0.0", "0.800 ± 0.000", "5.0 ± 0.0"]
+    assert line(peaks, "mrpc", "growing-adamsls")[2:] == ["2.0 ± 0.0", "0.800 ± 0.000", "5.0 ± 0.0"]
 
 
 def test_what_froze_and_why(tmp_path):

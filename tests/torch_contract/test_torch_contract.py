@@ -321,6 +321,11 @@ def test_groups_can_be_added(info: Any) -> None:
 
 # -------------------------------------------------------------------------------------------------------- schedulers
 
+
+def has_momentum(optimizer: Any) -> bool:
+    return "betas" in optimizer.defaults and optimizer.defaults["betas"][0] > 0
+
+
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
@@ -332,8 +337,8 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 10),
     "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 4),
     "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 10),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0, step_size_up=3, cycle_momentum="betas" in o.defaults),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 1.0, 12, cycle_momentum="betas" in o.defaults),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0, step_size_up=3, cycle_momentum=has_momentum(o)),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 1.0, 12, cycle_momentum=has_momentum(o)),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ConstantLR(o), lr_scheduler.ExponentialLR(o, 0.9)]
@@ -359,7 +364,7 @@ def test_no_scheduler_of_torch_is_left_out() -> None:
 def test_every_scheduler_drives_lr(info: Any, name: str) -> None:
     problem = Problem()
     optimizer = info.optim_cls(problem.groups())
-    keywords = {"betas": (0.9, 0.999)} if "betas" in optimizer.defaults else {}
+    keywords = {"betas": optimizer.defaults["betas"]} if "betas" in optimizer.defaults else {}
     reference = (torch.optim.Adam if keywords else torch.optim.SGD)([nn.Parameter(torch.ones(1))], lr=1.0, **keywords)
     schedulers = SCHEDULERS[name](optimizer), SCHEDULERS[name](reference)
     losses = []
@@ -377,6 +382,21 @@ def test_every_scheduler_drives_lr(info: Any, name: str) -> None:
     assert losses[-1] < losses[0]
     state = schedulers[0].state_dict()
     schedulers[0].load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0), lambda o: lr_scheduler.OneCycleLR(o, 1.0, 12)],
+    ids=["CyclicLR", "OneCycleLR"],
+)
+def test_a_scheduler_that_would_drive_a_momentum_which_there_is_not_is_told_so(schedule: Any) -> None:
+    problem = Problem()
+    optimizer = armijo.AdamSLS(problem.groups())
+    schedule(optimizer)
+    before = [p.detach().clone() for p in problem.model.parameters()]
+    with pytest.raises(armijo.ConfigurationError, match="set cycle_momentum=False"):
+        run(problem, optimizer, 1)
+    assert all(map(torch.equal, before, problem.model.parameters()))
 
 
 @each_kind
@@ -489,7 +509,8 @@ def test_moments_there_are_for_every_parameter_that_moved(info: Any) -> None:
     optimizer = info.optim_cls(problem.groups())
     assert not optimizer.state
     run(problem, optimizer, 1)
-    expected = {"step"} if info.optim_cls is armijo.SGDSLS else {"step", "exp_avg", "exp_avg_sq"}
+    moments = {armijo.SGDSLS: set(), armijo.AdamSLS: {"exp_avg_sq", "last_gradient"}}
+    expected = {"step"} | moments.get(info.optim_cls, {"exp_avg", "exp_avg_sq"})
     assert [state.keys() for state in optimizer.state.values()] == [expected] * 4
 
 

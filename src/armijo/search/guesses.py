@@ -119,7 +119,8 @@ class Hypergradient(Guess):
 
         A ← m·A + (1-m)·η_k·⟨h, d_{k+1}⟩        B ← m·B + (1-m)·η_k·S_k        γ = A/B        h = ∇f_k(w_k)
 
-    Second, no step is tried that promises more than the loss can fall: η ≤ (f(w) - f*)/S. It tells how long the first
+    Second, no step is tried that promises more than the loss can fall: η ≤ (f(w) - f*)/S, where that is more than 4096
+    roundings of a number around 1, which a loss near 0 has in it. It tells how long the first
     step should be, and holds back a step size that was found on other batches where this one has little left to gain.
 
     It reads `line.derivatives["last_gradient"]`: `direction=KeepLastGradient(AdamDirection(betas=(0.0, 0.999)))`.
@@ -183,9 +184,20 @@ class Hypergradient(Guess):
             gamma = memory["hypergradient_along"] / memory["hypergradient_promise"]
             step_size *= math.exp(self.rate * max(-self.limit, min(gamma, self.limit)))
         if line.loss > self.least_loss and line.slope > 0:
-            longest = (line.loss - self.least_loss) / line.slope
+            # A loss near 0 is a mean of terms around 1, and shows no less than those do.
+            shown = line.resolution / min(1.0, abs(line.loss)) if line.loss else 0.0
+            longest = max(line.loss - self.least_loss, _SHOWN * shown) / line.slope
             return min(step_size, longest) if longest > 0 else step_size
         return step_size
+
+    def remember(self, line: Line, trial: Trial | None, memory: Memory) -> None:
+        """Where the component stays, no step is to be judged."""
+        if trial is None:
+            memory["hypergradient_slope"] = 0.0
+
+
+_SHOWN = 4096
+"""Roundings of a number around 1, which a loss may always promise: less of them could not be told from noise."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,12 @@ def study(
     if name is None:
         for known in plan.STUDIES.values():
             output.print(f"{known.name:14} {known.question}", markup=False, highlight=False)
+        output.print("regret         How much does a default lose that knows no learning rate?", highlight=False)
         return
+    if name == "regret":
+        from armijo_lab.regret.__main__ import main
+
+        raise typer.Exit(main(overrides or []))
     if name not in plan.STUDIES:
         raise BadInputError(f"There is no study {name!r}; choose one of {', '.join(plan.STUDIES)}.")
     given = list(overrides or [])

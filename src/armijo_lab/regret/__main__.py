@@ -2,7 +2,7 @@
 
 Options: `data_dir`, the folder of GLUE's files (without it, the hub); `regimes`, `tasks`, `rows`, `batch_sizes` and
 `seeds` (`0-4`), each a part of the grid, separated by commas; `optimizers`, instead of all; `results`, the folder of
-the records; `cache`, the folder of features.
+the records; `cache`, the folder of features; `pages`, the folder of the page.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _DEFAULTS = {
     "optimizers": ",".join(page.OPTIMIZERS),
     "results": "results/regret",
     "cache": "runs/features",
+    "pages": "docs",
 }
 
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         report = bool(arguments) and arguments[0] == "report"
         options = _read(arguments[1:] if report else arguments)
         if report:
-            page.write(Path(options["results"]))
+            page.write(Path(options["results"]), Path(options["pages"]))
             return 0
         return _run(options)
     except BadInputError as error:

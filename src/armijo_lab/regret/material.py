@@ -66,10 +66,9 @@ class Rows:
 
     def by_length(self) -> list[list[int]]:
         """The rows in batches of similar length, so that there is little padding."""
-        if isinstance(self._inputs, torch.Tensor):
-            order = list(range(len(self)))
-        else:
-            order = sorted(range(len(self)), key=lambda index: len(self._inputs[index]["input_ids"]))
+        order, inputs = list(range(len(self))), self._inputs
+        if not isinstance(inputs, torch.Tensor):
+            order.sort(key=lambda index: len(inputs[index]["input_ids"]))
         return [order[first : first + _ROWS_AT_ONCE] for first in range(0, len(order), _ROWS_AT_ONCE)]
 
 

@@ -78,48 +78,59 @@ def bootstrap(number: Callable[[Sequence[int]], float], seeds: Sequence[int]) ->
 
 
 def complete(records: Sequence[Mapping[str, Any]]) -> tuple[list[Cell], list[int]]:
-    """The cells whose sweep and default have the same seeds, and these seeds."""
+    """The seeds that are done in some cell, sweep and default, and the cells in which all of these are."""
     done = {identity(record) for record in records}
-    seeds = sorted({seed for _, name, seed in done if name == OURS})
-    cells = [
-        cell for cell in CELLS if all((cell, name, seed) in done for name in (OURS, *sweep(cell)) for seed in seeds)
-    ]
-    return (cells, seeds) if seeds else ([], [])
+
+    def has(cell: Cell, seed: int) -> bool:
+        return all((cell, name, seed) in done for name in (OURS, *sweep(cell)))
+
+    seeds = [seed for seed in sorted({seed for *_, seed in done}) if any(has(cell, seed) for cell in CELLS)]
+    return [cell for cell in CELLS if seeds and all(has(cell, seed) for seed in seeds)], seeds
 
 
-def write(folder: Path) -> None:
-    """Write `regret.md` and `regret.png` beside the records."""
-    records = read(folder)
-    parts = ["# Regret", _INTRODUCTION]
+def write(folder: Path, pages: Path) -> None:
+    """Write `regret.md` and `images/regret.png` into the folder of pages.
+
+    Args:
+        folder: The folder of the records, and of `notes.md`, a person's conclusions.
+        pages: Where the page goes.
+    """
+    records, notes = read(folder), folder / "notes.md"
+    parts = ["# Regret", _INTRODUCTION, "![Accuracy over the rate of AdamW, by regime](images/regret.png)"]
+    if notes.exists():
+        parts.append(notes.read_text(encoding="utf-8").strip())
     for regime in REGIMES:
         chosen = [record for record in records if record["regime"] == regime]
         cells, seeds = complete(chosen)
         if cells:
             parts += [f"## {_TITLES[regime]}", *_regime(chosen, cells, seeds)]
-    (folder / "regret.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    _draw(records, folder / "regret.png")
+    (pages / "images").mkdir(parents=True, exist_ok=True)
+    (pages / "regret.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    _draw(records, pages / "images" / "regret.png")
 
 
 _TITLES = {"head": "A head on frozen features", "lora": "LoRA", "whole": "The whole model"}
 _INTRODUCTION = """\
-Made by `python -m armijo_lab.regret report`. In each cell (task, rows, batch size) AdamW was run with nine rates,
-warm-up and linear decay. *Regret* is the mean score of the rate that was best in that cell, seen in hindsight, less the
-score of an optimizer that has no such hindsight: 0 is as good as a sweep, negative is better. Accuracy in points on all
-held-out rows after the last step; log loss in nats. Intervals: 95 %, over seeds drawn with replacement."""
+How much does a default lose that knows no rate?
+
+    armijo study regret data_dir=glue            # or python -m armijo_lab.regret data_dir=glue
+    python -m armijo_lab.regret report
+
+In each cell (task, rows, batch size) AdamW was run with several rates, warm-up and linear decay. *Regret* is the mean
+score of the rate that was best in that cell, seen in hindsight, less the score of an optimizer that has no such
+hindsight: 0 is as good as a sweep, negative is better. Accuracy in points on all held-out rows after the last step; log
+loss in nats. Intervals: 95 %, over seeds drawn with replacement; the best rate is found anew in each draw."""
 
 
 def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: Sequence[int]) -> list[str]:
     accuracy, loss = scores(records), scores(records, metric="log_loss")
-    average, average_loss = scores(records, "average"), scores(records, "average", "log_loss")
     names = [name for name in OPTIMIZERS if all((cell, name, seed) in accuracy for cell in cells for seed in seeds)]
     rows: list[tuple[str, Scores, Scores, str]] = [(_shown(name), accuracy, loss, name) for name in names]
     if OURS in names:
-        merged = [
-            {key: (first if key[1] != OURS else second)[key] for key in first}
-            for first, second in ((accuracy, average), (loss, average_loss))
-        ]
-        rows.insert(1, (f"{_shown(OURS)}, its average", *merged, OURS))
-    forwards = {name: statistics.mean(r["forwards"] for r in records if r["optimizer"] == name) for name in names}
+        rows.insert(1, (f"{_shown(OURS)}, its average", *_averaged(records, accuracy, loss), OURS))
+    shown = [(identity(record), record) for record in records]
+    counted = [(key, record) for key, record in shown if key[0] in cells and key[2] in seeds]
+    forwards = {name: statistics.mean(r["forwards"] for key, r in counted if key[1] == name) for name in names}
     lines = [
         f"{len(cells)} cells, seeds {', '.join(map(str, seeds))}.",
         "| | regret, mean | 95 % | worst cell | log loss, mean | worst | one class only | forwards |\n"
@@ -129,9 +140,7 @@ def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: 
         each = [100 * regret(table, cell, name, seeds) for cell in cells]
         low, high = (100 * end for end in bootstrap(lambda s, t=table, n=name: mean_regret(t, cells, n, s), seeds))
         nats = [regret(losses, cell, name, seeds) for cell in cells]
-        collapsed = sum(
-            r["last"]["majority"] == 1 for r in records if r["optimizer"] == name and identity(r)[0] in set(cells)
-        )
+        collapsed = sum(record["last"]["majority"] == 1 for key, record in counted if key[1] == name)
         lines[-1] += (
             f"\n| {shown} | {statistics.mean(each):.2f} | {low:.2f} to {high:.2f} | {max(each):.1f} | "
             f"{statistics.mean(nats):.3f} | {max(nats):.3f} | {collapsed} | {forwards[name]:.2f} |"
@@ -150,6 +159,12 @@ def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: 
             + " |"
         )
     return [*lines, "\n".join(table)]
+
+
+def _averaged(records: Sequence[Mapping[str, Any]], accuracy: Scores, loss: Scores) -> tuple[Scores, Scores]:
+    """The scores, AdamSLS's by its average."""
+    ours = [record for record in records if record["optimizer"] == OURS]
+    return {**accuracy, **scores(ours, "average")}, {**loss, **scores(ours, "average", "log_loss")}
 
 
 def _shown(name: str) -> str:

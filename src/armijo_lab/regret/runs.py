@@ -39,7 +39,7 @@ def do(cell: Cell, optimizer: str, seed: int, data_dir: Path | None, cache: Path
     torch.manual_seed(1000 + seed)
     model = material.model.train()
     stepper = methods.parse(optimizer).build(model, cell.steps)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in parameters]
     update = armijo.polynomial_average(3.0)
     losses: list[float] = []
