@@ -158,7 +158,7 @@ def test_dpo_takes_the_steps_of_a_plain_loop(tmp_path: Path) -> None:
 def test_what_is_counted_is_not_counted_again_by_trials(tmp_path: Path, kind: type[Trainer], accumulate: int) -> None:
     """With lr = 0 there are trials and no moves, so that all that is logged must be what is logged without trials."""
     logged = []
-    for choice in (line_search(lr=0.0), None):
+    for choice in (line_search(lr=0.0, selection=armijo.Jointly()), None):
         model = llama(LlamaForSequenceClassification, num_labels=1) if kind is RewardTrainer else llama()
         options: dict[str, Any] = {"gradient_accumulation_steps": accumulate, "learning_rate": 0.0}
         if kind is DPOTrainer:
