@@ -94,7 +94,7 @@ def features(batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
 
 
 def same(found: list[armijo.StepReport], wanted: list[armijo.StepReport], rtol: float = 1e-6) -> None:
-    """The same steps: outcomes and trials exactly, losses up to rounding, and step sizes, which follow losses and slopes."""
+    """The same steps: outcomes and trials exactly, losses up to rounding, and so step sizes, which follow them."""
     assert len(found) == len(wanted) > 0
     for one, other in zip(found, wanted, strict=True):
         assert [(c.label, c.status, c.trials) for c in one.components] == [
