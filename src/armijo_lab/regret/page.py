@@ -12,12 +12,32 @@ from typing import Any
 
 from armijo_lab.regret.grid import CELLS, OTHERS, RATES, RATES_OF, REGIMES, Cell
 
-__all__ = ["OPTIMIZERS", "SWEEP", "Scores", "bootstrap", "identity", "mean_regret", "read", "regret", "sweep", "write"]
+__all__ = [
+    "OPTIMIZERS",
+    "SWEEP",
+    "WITHOUT",
+    "Scores",
+    "bootstrap",
+    "identity",
+    "mean_regret",
+    "read",
+    "regret",
+    "sweep",
+    "write",
+]
 
 OURS = "adamsls"
 BEFORE = "growing-adamsls"
 SWEEP = tuple(f"adamw:lr={rate},warmup=0.1" for rate in RATES)
-OPTIMIZERS = (OURS, BEFORE, *SWEEP, *OTHERS)
+WITHOUT = {
+    "adamsls:beta1=0.9": "with momentum, β1 = 0.9",
+    "adamsls:guess=growth": "`Growth` instead of `Hypergradient`",
+    "adamsls:bound=no": "without the bound η ≤ f/S",
+    "adamsls:when=always": "a search in each step",
+    "adamsls:c=0.1": "c = 0.1",
+}
+"""The default with one of its parts exchanged, and what the page calls it."""
+OPTIMIZERS = (OURS, *WITHOUT, BEFORE, *SWEEP, *OTHERS)
 """All that the study runs; of the sweep, in each cell, the rates of its regime."""
 
 
@@ -145,7 +165,8 @@ def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: 
             f"\n| {shown} | {statistics.mean(each):.2f} | {low:.2f} to {high:.2f} | {max(each):.1f} | "
             f"{statistics.mean(nats):.3f} | {max(nats):.3f} | {collapsed} | {forwards[name]:.2f} |"
         )
-    table = ["| cell | best rate | its accuracy | " + " | ".join(_shown(n) for n in names if n not in SWEEP) + " |"]
+    compared = [name for name in names if name not in (*SWEEP, *WITHOUT)]
+    table = ["| cell | best rate | its accuracy | " + " | ".join(_shown(n) for n in compared) + " |"]
     table.append("|" + "---|" * table[0].count("|", 1))
     for cell in cells:
         best = max(sweep(cell), key=lambda name: statistics.mean(accuracy[cell, name, seed] for seed in seeds))
@@ -154,7 +175,7 @@ def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: 
             f"| {cell.task}, {cell.rows} rows, {cell.batch_size} | {shown_rate} | "
             + " | ".join(
                 [_spread([accuracy[cell, best, seed] for seed in seeds])]
-                + [_spread([accuracy[cell, name, seed] for seed in seeds]) for name in names if name not in SWEEP]
+                + [_spread([accuracy[cell, name, seed] for seed in seeds]) for name in compared]
             )
             + " |"
         )
@@ -170,7 +191,7 @@ def _averaged(records: Sequence[Mapping[str, Any]], accuracy: Scores, loss: Scor
 def _shown(name: str) -> str:
     if name in SWEEP:
         return f"AdamW, {name.partition('lr=')[2].partition(',')[0]}"
-    return {OURS: "**AdamSLS**", BEFORE: "AdamSLS until November 2026"}.get(name, name)
+    return {OURS: "**AdamSLS**", BEFORE: "AdamSLS until November 2026", **WITHOUT}.get(name, name)
 
 
 def _spread(values: Sequence[float]) -> str:
