@@ -69,6 +69,20 @@ def test_the_page_has_the_numbers_the_notes_and_a_figure(tmp_path: Path) -> None
     assert (tmp_path / "pages" / "images" / "regret.png").stat().st_size > 1000
 
 
+def test_the_page_in_the_documents_is_that_of_the_records(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    page.write(root / "results" / "regret", tmp_path)
+    written = (tmp_path / "regret.md").read_text(encoding="utf-8")
+    assert written == (root / "docs" / "regret.md").read_text(encoding="utf-8")
+    ours, best = (
+        next(line for line in written.splitlines() if line.startswith(f"| {name} |")).split(" | ")
+        for name in ("**AdamSLS**", "AdamW, 1e-2")
+    )
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert f"| AdamSLS | {float(ours[1]):.1f} points | {ours[3]} | {ours[7].rstrip(' |')} |" in readme
+    assert f"| AdamW at 1e-2, the best single rate | {float(best[1]):.1f} | {best[3]} | 1 |" in readme
+
+
 def test_runs_are_done_once_and_repeat_themselves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["regimes=head", "tasks=embedded", "rows=100", "batch_sizes=32", "seeds=0", f"cache={tmp_path / 'cache'}"]
     names = "optimizers=adamsls,adamw:lr=1e-2,warmup=0.1"

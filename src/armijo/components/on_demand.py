@@ -31,7 +31,7 @@ class OnDemand(Selection):
     - a loss above the running mean of the losses by more than `surprise` times their mean deviation is searched.
 
     Between searches every component moves with its step size, untested, and the step costs what one of
-    `torch.optim.AdamW(fused=True)` costs.
+    `torch.optim.AdamW(fused=True)` costs, unless the guess wants the slopes of each step (`Guess.every_step`).
 
     Args:
         every: m, the most steps from one search to the next, ≥ 1.

@@ -33,7 +33,8 @@ class Selection(Protocol):
         """Whether to search at this step at all. By default True.
 
         It is asked before anything else is known of the step. Where it says no, `blocks` is not asked, and every
-        component moves with the step size that it used last: the step costs what one of torch's optimizer costs.
+        component moves with the step size that it used last, or with its first step size where the search wants every
+        step: otherwise the step costs what one of torch's optimizer costs.
 
         Args:
             loss: returns f_k(w_k), negated where the optimizer maximizes; the number is fetched if it is called.

@@ -144,7 +144,11 @@ loss in nats. Intervals: 95 %, over seeds drawn with replacement; the best rate 
 
 def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: Sequence[int]) -> list[str]:
     accuracy, loss = scores(records), scores(records, metric="log_loss")
-    names = [name for name in OPTIMIZERS if all((cell, name, seed) in accuracy for cell in cells for seed in seeds)]
+    names = [
+        name
+        for name in OPTIMIZERS
+        if name not in WITHOUT and all((cell, name, seed) in accuracy for cell in cells for seed in seeds)
+    ]
     rows: list[tuple[str, Scores, Scores, str]] = [(_shown(name), accuracy, loss, name) for name in names]
     if OURS in names:
         rows.insert(1, (f"{_shown(OURS)}, its average", *_averaged(records, accuracy, loss), OURS))
@@ -165,7 +169,7 @@ def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: 
             f"\n| {shown} | {statistics.mean(each):.2f} | {low:.2f} to {high:.2f} | {max(each):.1f} | "
             f"{statistics.mean(nats):.3f} | {max(nats):.3f} | {collapsed} | {forwards[name]:.2f} |"
         )
-    compared = [name for name in names if name not in (*SWEEP, *WITHOUT)]
+    compared = [name for name in names if name not in SWEEP]
     table = ["| cell | best rate | its accuracy | " + " | ".join(_shown(n) for n in compared) + " |"]
     table.append("|" + "---|" * table[0].count("|", 1))
     for cell in cells:
@@ -179,7 +183,26 @@ def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: 
             )
             + " |"
         )
-    return [*lines, "\n".join(table)]
+    return [*lines, *_without(accuracy, loss, cells), "\n".join(table)]
+
+
+def _without(accuracy: Scores, loss: Scores, cells: Sequence[Cell]) -> list[str]:
+    """The table of the default with one part exchanged, over the seeds with which all of these were run."""
+    names = (OURS, *WITHOUT)
+    seeds = [
+        seed
+        for seed in sorted({seed for *_, seed in accuracy})
+        if all((cell, name, seed) in accuracy for cell in cells for name in (*names, *sweep(cell)))
+    ]
+    if not seeds:
+        return []
+    table = ["| one part exchanged | regret, mean | worst cell | log loss, mean | worst |\n|---|---|---|---|---|"]
+    for name in names:
+        points = [100 * regret(accuracy, cell, name, seeds) for cell in cells]
+        nats = [regret(loss, cell, name, seeds) for cell in cells]
+        numbers = f"{statistics.mean(points):.2f} | {max(points):.1f} | {statistics.mean(nats):.3f} | {max(nats):.3f}"
+        table.append(f"| {_shown(name)} | {numbers} |")
+    return [f"The default with one part exchanged, seeds {', '.join(map(str, seeds))}:", "\n".join(table)]
 
 
 def _averaged(records: Sequence[Mapping[str, Any]], accuracy: Scores, loss: Scores) -> tuple[Scores, Scores]:
