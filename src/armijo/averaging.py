@@ -15,7 +15,9 @@ Tensors = list[torch.Tensor]
 
 
 def polynomial_average(power: float = 3.0) -> Callable[[Tensors, Tensors, torch.Tensor | int], None]:
-    """The average in which the k-th iterate counts about k^p times: w̄ ← w̄ + (p+1)/(k+p)·(w_k - w̄) for k = 1, 2, and on.
+    """Average the iterates with weights that grow like k^p.
+
+        w̄ ← w̄ + (p+1)/(k+p)·(w_k - w̄)        k = 1, 2, …
 
     It follows the iterates at a distance that grows with their number, so it needs no horizon and no half-life, and
     forgets the start. Evaluate and save the average where the last iterate is noisy or has begun to overfit.

@@ -103,7 +103,7 @@ def same(found: list[armijo.StepReport], wanted: list[armijo.StepReport], rtol: 
         assert one.forwards == other.forwards
         torch.testing.assert_close(one.loss, other.loss, rtol=rtol, atol=1e-9)
         sizes = [[c.step_size for c in report.components] for report in (one, other)]
-        torch.testing.assert_close(sizes[0], sizes[1], rtol=rtol, atol=0)
+        torch.testing.assert_close(sizes[0], sizes[1], rtol=1e-6, atol=0)
 
 
 def accepted(reports: list[armijo.StepReport], c: float = 0.1) -> int:

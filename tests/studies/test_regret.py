@@ -99,7 +99,7 @@ def test_runs_are_done_once_and_repeat_themselves(tmp_path: Path, capfd: pytest.
     assert ours["average"] != ours["last"]
 
 
-@pytest.mark.parametrize("bad", ["lion=1", "seeds=x", "data_dir"])
+@pytest.mark.parametrize("bad", ["lion=1", "seeds=x", "data_dir", "tasks=none"])
 def test_an_option_that_cannot_be_read_is_named(bad: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert command.main([bad]) == 2
     assert bad.partition("=")[0] in capfd.readouterr().err

@@ -14,6 +14,9 @@ from armijo.search.values import Line, Trial
 
 __all__ = ["Growth", "Guess", "Hypergradient", "Parabola", "Polyak"]
 
+_VISIBLE_ROUNDINGS = 4096
+"""Rounding errors of a number around 1 that a step may always promise: fewer could not be told from noise."""
+
 
 class Guess(Protocol):
     """From the last step size of a component to the one that its next search tries first.
@@ -186,7 +189,7 @@ class Hypergradient(Guess):
         if line.loss > self.least_loss and line.slope > 0:
             # A loss near 0 is a mean of terms around 1, and shows no less than those do.
             shown = line.resolution / min(1.0, abs(line.loss)) if line.loss else 0.0
-            longest = max(line.loss - self.least_loss, _SHOWN * shown) / line.slope
+            longest = max(line.loss - self.least_loss, _VISIBLE_ROUNDINGS * shown) / line.slope
             return min(step_size, longest) if longest > 0 else step_size
         return step_size
 
@@ -194,10 +197,6 @@ class Hypergradient(Guess):
         """Where the component stays, no step is to be judged."""
         if trial is None:
             memory["hypergradient_slope"] = 0.0
-
-
-_SHOWN = 4096
-"""Roundings of a number around 1, which a loss may always promise: less of them could not be told from noise."""
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,16 @@ _DEFAULTS = {
     "tasks": ",".join(dict.fromkeys(cell.task for cell in grid.CELLS)),
     "rows": ",".join(dict.fromkeys(str(cell.rows) for cell in grid.CELLS)),
     "batch_sizes": ",".join(dict.fromkeys(str(cell.batch_size) for cell in grid.CELLS)),
-    "seeds": "0-4",
+    "seeds": f"{grid.CHOSEN_ON[0]}-{grid.CHOSEN_ON[-1]}",
     "optimizers": ",".join(page.OPTIMIZERS),
     "results": "results/regret",
     "cache": "runs/features",
     "pages": "docs",
 }
+
+
+_OF_CELLS = {"task": "tasks", "regime": "regimes", "rows": "rows", "batch_size": "batch_sizes"}
+"""The option that chooses each field of a cell."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,6 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     except BadInputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; the same command does the rest.\n")
+        return 130
 
 
 def _read(arguments: Sequence[str]) -> dict[str, str]:
@@ -71,11 +78,12 @@ def _seeds(text: str) -> list[int]:
 
 
 def _run(options: dict[str, str]) -> int:
-    wanted = {
-        name: set(options[key].split(","))
-        for name, key in (("task", "tasks"), ("regime", "regimes"), ("rows", "rows"), ("batch_size", "batch_sizes"))
-    }
+    wanted = {name: set(options[key].split(",")) for name, key in _OF_CELLS.items()}
     cells = [cell for cell in grid.CELLS if all(str(getattr(cell, name)) in wanted[name] for name in wanted)]
+    if not cells:
+        asked = ", ".join(f"{key}={options[key]}" for key in _OF_CELLS.values())
+        known = ", ".join(f"{key}={_DEFAULTS[key]}" for key in _OF_CELLS.values())
+        raise BadInputError(f"No cell of the grid has {asked}; choose among {known}.")
     results = Path(options["results"])
     planned = list(itertools.product(_seeds(options["seeds"]), cells, _split(options["optimizers"])))
     done = {page.identity(record) for record in page.read(results)}

@@ -46,8 +46,8 @@ class Page:
 
 
 _GROWING = (
-    "`growing-adamsls` is AdamSLS as it was until November 2026: β1 = 0.9, c = 0.1, a search in each step. Where this "
-    "page speaks of AdamSLS, it is that one."
+    "On this page AdamSLS means `growing-adamsls`, the default until November 2026: β1 = 0.9, c = 0.1, and a search in "
+    "each step."
 )
 
 
