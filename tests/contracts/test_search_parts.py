@@ -490,21 +490,22 @@ def test_a_hypergradient_reads_what_the_last_step_did_in_an_optimizer() -> None:
 
 
 @every(
-    ("loss", "least_loss", "expected"),
+    ("loss", "least_loss", "share", "expected"),
     [
-        (3.0, 0.0, 0.75),  # η·S = f - f*
-        (3.0, 1.0, 0.5),
-        (-1.0, -3.0, 0.5),
-        (9.0, 0.0, 1.0),  # it promises less than there is
-        (3.0, 3.0, 1.0),  # not above f*
-        (3.0, 4.0, 1.0),
-        (3.0, -math.inf, 1.0),
+        (3.0, 0.0, 0.5, 0.375),  # η·S = ½·(f - f*)
+        (3.0, 0.0, 1.0, 0.75),
+        (3.0, 1.0, 1.0, 0.5),
+        (-1.0, -3.0, 1.0, 0.5),
+        (9.0, 0.0, 0.5, 1.0),  # it promises less than that
+        (3.0, 3.0, 1.0, 1.0),  # not above f*
+        (3.0, 4.0, 1.0, 1.0),
+        (3.0, -math.inf, 0.5, 1.0),
     ],
 )
-def test_a_hypergradient_tries_no_step_that_promises_more_than_the_loss_can_fall(
-    loss: float, least_loss: float, expected: float
+def test_a_hypergradient_tries_no_step_that_promises_more_than_a_share_of_what_the_loss_can_fall(
+    loss: float, least_loss: float, share: float, expected: float
 ) -> None:
-    guess = armijo.Hypergradient(1.0, least_loss=least_loss)
+    guess = armijo.Hypergradient(1.0, share=share, least_loss=least_loss)
     line = Line(loss, 4.0, derivatives=Derivatives({"last_gradient": 0.0}))
     assert guess.next(1.0, line, guess.defaults()) == pytest.approx(expected)
 

@@ -122,8 +122,8 @@ class Hypergradient(Guess):
 
         A ← m·A + (1-m)·η_k·⟨h, d_{k+1}⟩        B ← m·B + (1-m)·η_k·S_k        γ = A/B        h = ∇f_k(w_k)
 
-    Second, no step is tried that promises more than the loss can fall: η ≤ (f(w) - f*)/S, where that is more than 4096
-    roundings of a number around 1, which a loss near 0 has in it. It tells how long the first
+    Second, no step is tried that promises more than a share of what the loss can fall: η ≤ share·(f(w) - f*)/S, where
+    that is more than 4096 roundings of a number around 1, which a loss near 0 has in it. It tells how long the first
     step should be, and holds back a step size that was found on other batches where this one has little left to gain.
 
     It reads `line.derivatives["last_gradient"]`: `direction=KeepLastGradient(AdamDirection(betas=(0.0, 0.999)))`.
@@ -133,6 +133,8 @@ class Hypergradient(Guess):
         rate: κ > 0.
         limit: the largest |γ| that counts, > 0.
         mean: m, the share that the means keep of themselves, 0 ≤ m < 1.
+        share: the largest share of f(w) - f* that a step may promise, > 0 and finite. Along a parabola whose minimum is
+            at f*, ½ goes a quarter of the way there and 2 the whole.
         least_loss: f*, a lower bound of the loss. Where the loss is not above it, there is no bound of η; with
             -inf there is none at all.
 
@@ -156,11 +158,12 @@ class Hypergradient(Guess):
     rate: float = 0.5
     limit: float = 0.5
     mean: float = 0.7
+    share: float = 0.5
     least_loss: float = 0.0
 
     def __post_init__(self) -> None:
         Growth(self.initial)
-        for name in ("rate", "limit"):
+        for name in ("rate", "limit", "share"):
             value = getattr(self, name)
             if not (is_number(value) and 0 < value < math.inf):
                 raise ConfigurationError(f"{name} is {value!r}; it must be a positive number, for instance 0.5.")
@@ -178,7 +181,7 @@ class Hypergradient(Guess):
         return {"hypergradient_along": 0.0, "hypergradient_promise": 0.0, "hypergradient_slope": 0.0}
 
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
-        """min(η·exp(κ·γ), (f(w) - f*)/S)."""
+        """min(η·exp(κ·γ), share·(f(w) - f*)/S)."""
         promise, memory["hypergradient_slope"] = step_size * memory["hypergradient_slope"], line.slope
         if 0 < promise < math.inf:
             along = step_size * line.derivatives["last_gradient"]
@@ -189,7 +192,7 @@ class Hypergradient(Guess):
         if line.loss > self.least_loss and line.slope > 0:
             # A loss near 0 is a mean of terms around 1, and shows no less than those do.
             shown = line.resolution / min(1.0, abs(line.loss)) if line.loss else 0.0
-            longest = max(line.loss - self.least_loss, _VISIBLE_ROUNDINGS * shown) / line.slope
+            longest = max(self.share * (line.loss - self.least_loss), _VISIBLE_ROUNDINGS * shown) / line.slope
             return min(step_size, longest) if longest > 0 else step_size
         return step_size
 
