@@ -20,7 +20,8 @@ def polynomial_average(power: float = 3.0) -> Callable[[Tensors, Tensors, torch.
         w̄ ← w̄ + (p+1)/(k+p)·(w_k - w̄)        k = 1, 2, …
 
     It follows the iterates at a distance that grows with their number, so it needs no horizon and no half-life, and
-    forgets the start. Evaluate and save the average where the last iterate is noisy or has begun to overfit.
+    forgets the start. Evaluate and save the average where the last iterate is noisy or has begun to overfit. Buffers
+    of integers, as BatchNorm's count of batches, are taken over as they are.
 
     Args:
         power: p ≥ 0; with 0 it is the plain mean.
@@ -47,6 +48,12 @@ def polynomial_average(power: float = 3.0) -> Callable[[Tensors, Tensors, torch.
     @torch.no_grad()
     def update(averaged: Tensors, current: Tensors, num_averaged: torch.Tensor | int) -> None:
         weight = (power + 1) / (float(num_averaged) + 1 + power)
-        torch._foreach_lerp_(averaged, [w.to(a.dtype) for a, w in zip(averaged, current, strict=True)], weight)
+        pairs = list(zip(averaged, current, strict=True))
+        means = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
+        if means:
+            torch._foreach_lerp_([a for a, _ in means], [w.to(a.dtype) for a, w in means], weight)
+        for a, w in pairs:
+            if not (a.is_floating_point() or a.is_complex()):
+                a.copy_(w)
 
     return update

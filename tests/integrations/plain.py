@@ -60,3 +60,11 @@ def same(found: list[Any], wanted: list[armijo.StepReport], rtol: float = 1e-6) 
         torch.testing.assert_close(values[0], values[1], rtol=rtol, atol=0)
     sizes = [[[c.step_size for c in report.components] for report in reports] for reports in (found, wanted)]
     torch.testing.assert_close(sizes[0], sizes[1], rtol=1e-12, atol=0)
+
+
+def averaged(iterates: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """Their `polynomial_average`."""
+    means = [p.clone() for p in iterates[0]]
+    for k, iterate in enumerate(iterates[1:], 1):
+        armijo.polynomial_average()(means, iterate, k)
+    return means

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import armijo
-from integrations.plain import BATCH, cross_entropy, same
+from integrations.plain import BATCH, averaged, cross_entropy, same
 from integrations.rows import LABELS, batched, bert, parameters, rows
 from processes import run_to_end, torchrun
 
@@ -293,6 +293,33 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path) -> No
     again = Automatic(bert(dropout=0.2, seed=1), plasls)
     _, resumed = fitted(again, max_epochs=3, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert len(through.reports) == 18
+    assert resumed.reports == through.reports[6:]
+    assert equal(again.net, module.net)
+
+
+class Iterates(Callback):
+    """Keeps the weights after each update; stands before the callback that averages."""
+
+    def __init__(self) -> None:
+        self.after: list[list[torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self.after.append([p.detach().clone() for p in module.parameters()])
+
+
+def test_lightnings_own_callback_averages_and_a_resumed_run_goes_on_from_the_weights(tmp_path: Path) -> None:
+    def averaging() -> Callback:
+        return callbacks.WeightAveraging(multi_avg_fn=armijo.polynomial_average())
+
+    saver = ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1)
+    module, kept = Automatic(bert(dropout=0.2)), Iterates()
+    _, through = fitted(module, kept, averaging(), saver, max_epochs=3, enable_checkpointing=True)
+    twin = Automatic(bert(dropout=0.2))
+    _, without = fitted(twin, max_epochs=3)
+    assert through.reports == without.reports
+    assert all(map(torch.equal, averaged(kept.after), parameters(module)))
+    again = Automatic(bert(dropout=0.2, seed=1))
+    _, resumed = fitted(again, averaging(), max_epochs=3, ckpt_path=tmp_path / "epoch=0.ckpt")
     assert resumed.reports == through.reports[6:]
     assert equal(again.net, module.net)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import armijo
-from integrations.plain import BATCH, cross_entropy, plain, same
+from integrations.plain import BATCH, averaged, cross_entropy, plain, same
 from integrations.rows import batched, bert, parameters, rows
 
 pytest.importorskip("transformers")
@@ -289,6 +289,107 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path) -> No
     assert all(map(torch.equal, parameters(model), parameters(again)))
 
 
+class Iterates(TrainerCallback):
+    """Keeps the weights after each update, and those that are evaluated."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.after: list[list[torch.Tensor]] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.after.append([p.detach().clone() for p in self.model.parameters()])
+
+
+def held_out_loss(model: nn.Module, weights: list[torch.Tensor]) -> float:
+    twin = bert(dropout=0.2)
+    with torch.no_grad():
+        for p, value in zip(twin.parameters(), weights, strict=True):
+            p.copy_(value)
+        batch = torch.utils.data.default_collate(list(rows(16, seed=1)))
+        return twin.eval()(**batch).loss.item()
+
+
+def test_an_average_is_evaluated_saved_and_left_and_changes_no_step(tmp_path: Path) -> None:
+    model, twin = bert(dropout=0.2), bert(dropout=0.2)
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 1}
+    trainer, watch = made(tmp_path, model, eval_dataset=rows(16, seed=1), **options)
+    trainer.averaging = armijo.polynomial_average()
+    kept = Iterates(model)
+    trainer.add_callback(kept)
+    trainer.train()
+    same(watch.reports, plain(twin, armijo.AdamSLS(twin.parameters())))
+    assert all(map(torch.equal, kept.after[-1], parameters(twin)))
+    assert all(map(torch.equal, averaged(kept.after), parameters(model)))
+    saved = type(model).from_pretrained(tmp_path / "checkpoint-5")
+    assert all(map(torch.equal, averaged(kept.after[:5]), parameters(saved)))
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    expected = [held_out_loss(model, averaged(kept.after[: k + 1])) for k in range(12)]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("goes_on_averaging", [True, False])
+def test_a_resumed_run_goes_on_from_the_weights_and_not_from_their_average(
+    tmp_path: Path, goes_on_averaging: bool
+) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
+    model, again = bert(dropout=0.2), bert(dropout=0.2, seed=1)
+    trainer, through = made(tmp_path, model, **options)
+    trainer.averaging = armijo.polynomial_average()
+    kept = Iterates(model)
+    trainer.add_callback(kept)
+    trainer.train()
+    trainer, resumed = made(tmp_path, again, **options)
+    trainer.averaging = armijo.polynomial_average() if goes_on_averaging else None
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.reports == through.reports[5:]
+    expected = parameters(model) if goes_on_averaging else kept.after[-1]
+    assert all(map(torch.equal, expected, parameters(again)))
+
+
+def test_the_best_model_is_the_best_average(tmp_path: Path) -> None:
+    model = bert(dropout=0.2)
+    options: dict[str, Any] = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,  # the first one, so that the last one is another
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+    }
+    trainer, _ = made(tmp_path, model, eval_dataset=rows(16, seed=1), **options)
+    trainer.averaging = armijo.polynomial_average()
+    kept = Iterates(model)
+    trainer.add_callback(kept)
+    trainer.train()
+    best = trainer.state.best_global_step
+    assert best is not None
+    assert best < 12
+    assert all(map(torch.equal, averaged(kept.after[:best]), parameters(model)))
+
+
+def test_lora_averages_what_is_trained(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    given = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"], lora_dropout=0.1)
+    model: Any = peft.get_peft_model(bert(), given)
+    trainer, watch = made(tmp_path, model, save_strategy="steps", save_steps=5)
+    trainer.averaging = armijo.polynomial_average()
+    trainer.train()
+    state = torch.load(tmp_path / "checkpoint-5" / "weights_in_training.pt", weights_only=True)
+    trained = {name.replace(".", "/") for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name in state["weights"] if "lora" in name or "classifier" in name} == trained
+    through = [p.detach().clone() for p in model.parameters()]
+    torch.manual_seed(2)
+    again: Any = peft.get_peft_model(bert(), given)
+    trainer, resumed = made(tmp_path, again, save_strategy="steps", save_steps=5)
+    trainer.averaging = armijo.polynomial_average()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.reports == watch.reports[5:]
+    assert all(map(torch.equal, through, parameters(again)))
+
+
 def test_the_logs_show_what_was_found(tmp_path: Path) -> None:
     trainer, watch = made(tmp_path, bert(), choice=line_search(armijo.PLASLS, n_layer_groups=2))
     trainer.train()
@@ -484,6 +585,7 @@ def test_attach_says_where_the_trainer_is() -> None:
         ("context", "context and sequence"),
         ("devices", "torchrun"),
         ("fsdp1", "FSDP1 hides"),
+        ("averaging", "FSDP2 shards"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_happens(tmp_path: Path, name: str, sentence: str) -> None:
@@ -495,6 +597,8 @@ def test_what_cannot_work_is_refused_before_anything_happens(tmp_path: Path, nam
         trainer.accelerator.state.parallelism_config = type("Config", (), {"cp_enabled": True})()
     elif name == "fsdp1":
         trainer.accelerator.state.fsdp_plugin = type("Plugin", (), {"fsdp_version": 1})()
+    elif name == "averaging":
+        trainer.is_fsdp_enabled, trainer.averaging = True, armijo.polynomial_average()
     else:
         trainer.args._n_gpu = 2
     before = parameters(model)

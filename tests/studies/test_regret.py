@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch.optim.swa_utils import AveragedModel
 
-import armijo
 from armijo_lab.regret import __main__ as command
 from armijo_lab.regret import grid, page
 
@@ -103,29 +100,3 @@ def test_runs_are_done_once_and_repeat_themselves(tmp_path: Path, capfd: pytest.
 def test_an_option_that_cannot_be_read_is_named(bad: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert command.main([bad]) == 2
     assert bad.partition("=")[0] in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
-def test_the_average_weighs_iterates_by_a_polynomial_of_their_number(power: float) -> None:
-    model = torch.nn.Linear(2, 1).double()
-    average = AveragedModel(model, multi_avg_fn=armijo.polynomial_average(power))
-    iterates, weights = [], []
-    for k in range(1, 8):
-        with torch.no_grad():
-            model.weight.copy_(torch.randn(1, 2, dtype=torch.float64))
-        average.update_parameters(model)
-        iterates.append(model.weight.detach().clone())
-        weight = (power + 1) / (k + power)
-        weights = [each * (1 - weight) for each in weights] + [weight]
-    expected = sum(w * x for w, x in zip(weights, iterates, strict=True))
-    assert torch.allclose(average.module.weight, expected)
-    assert weights == pytest.approx(sorted(weights))
-    assert sum(weights) == pytest.approx(1)
-    if power == 0:
-        assert weights == pytest.approx([1 / 7] * 7)
-
-
-@pytest.mark.parametrize("power", [-1.0, float("inf"), "3", True])
-def test_a_power_that_is_none_is_refused(power: Any) -> None:
-    with pytest.raises(armijo.ConfigurationError, match="power"):
-        armijo.polynomial_average(power)

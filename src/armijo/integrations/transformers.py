@@ -12,8 +12,9 @@ import functools
 import logging
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -21,10 +22,12 @@ from torch.nn import Module, ModuleDict
 from transformers import Trainer
 
 from armijo import paper
+from armijo.averaging import polynomial_average
 from armijo.components.splitting import split
 from armijo.errors import ConfigurationError, MissingClosureError
 from armijo.evaluation.buffers import Buffers
 from armijo.evaluation.rng import RandomState
+from armijo.integrations.averaging import Average, WeightAverage
 from armijo.integrations.recording import Window, copy_batch
 from armijo.observers.report import StepReport
 from armijo.optimizer import LineSearch
@@ -34,6 +37,9 @@ from armijo.search.values import Status
 __all__ = ["ArmijoMixin", "ArmijoTrainer", "attach", "line_search"]
 
 logger = logging.getLogger("armijo")
+
+_WEIGHTS = "weights_in_training.pt"
+"""In a checkpoint whose model is the average, the weights from which training goes on."""
 
 _Trainer = TypeVar("_Trainer", bound=Trainer)
 
@@ -140,15 +146,20 @@ class ArmijoMixin(_Base):
             before the slope is computed from it, and a schedule to zero belongs to a rate that was chosen beforehand.
             Set it to `{}` to keep the defaults.
         bookkeeping: attributes in which a trainer counts in `compute_loss`; a trial leaves them alone.
+        averaging: how to average the weights of all updates, for instance `armijo.polynomial_average()`; None for
+            none. The average is what is evaluated and saved, and what the model holds after `train`. A checkpoint holds
+            it as its model, and beside it the weights from which training goes on.
 
     Raises:
         ConfigurationError: from `train`, if the optimizer is not one of armijo's, or with DeepSpeed, FSDP1, context or
-            sequence parallelism, or `torch.nn.DataParallel`.
+            sequence parallelism, or `torch.nn.DataParallel`; with `averaging`, under FSDP2 too.
     """
 
     replaced: Mapping[str, tuple[Any, Any]] = {"lr_scheduler_type": ("linear", "constant"), "max_grad_norm": (1.0, 0.0)}
     bookkeeping: tuple[str, ...] = ("_metrics", "_total_train_tokens", "accum_loss_components")
+    averaging: Average | None = None
 
+    _average: WeightAverage | None = None
     _window: Window | None = None
     _counter: _StepCounter | None = None
     _searcher: LineSearch | None = None
@@ -172,10 +183,15 @@ class ArmijoMixin(_Base):
                 "than it is and accepts longer steps. Leave it at 0.",
                 self.args.max_grad_norm,
             )
+        self._average = None
         try:
             with self._recording():
-                return super().train(*args, **kwargs)
+                output = super().train(*args, **kwargs)
+            if self._average is not None:
+                self._average.leave_in_place()
+            return output
         finally:
+            self._average = None
             # An interrupted trainer must not hand what it recorded to the next one that has this optimizer.
             self._release()
 
@@ -214,7 +230,42 @@ class ArmijoMixin(_Base):
             self._counter = _StepCounter()
         super().log(logs, *args, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, during training the average if there is one."""
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict, during training with the average if there is one."""
+        with self._averaged():
+            return super().predict(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, during training the average if there is one."""
+        with self._averaged():
+            super().save_model(output_dir, _internal_call)
+        if _internal_call and self._average is not None and self.args.should_save and not self.args.save_only_model:
+            assert output_dir is not None
+            torch.save(self._average.weights(), Path(output_dir) / _WEIGHTS)
+
     # ------------------------------------------------------------------------------------------------ private
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = Path(resume_from_checkpoint) / _WEIGHTS
+        if path.exists():
+            # Without averaging from here on, training still goes on from the weights, not from their average.
+            trained = self._trained_module(self.model if model is None else model)
+            average = WeightAverage(trained, self.averaging or polynomial_average())
+            average.resume(torch.load(path, map_location="cpu", weights_only=True))
+            self._average = average if self.averaging is not None else None
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._average = None
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -268,6 +319,8 @@ class ArmijoMixin(_Base):
             why = "context and sequence parallelism split each row over ranks in a way that a trial cannot repeat yet"
         elif self.args.n_gpu > 1:
             why = "torch.nn.DataParallel has a loss for each device. Launch a process for each GPU with torchrun"
+        elif self.averaging is not None and self.is_fsdp_enabled:
+            why = "averaging holds whole weights, and FSDP2 shards them. Set averaging = None"
         if why is not None:
             raise ConfigurationError(f"armijo cannot search here: {why}.")
 
@@ -357,6 +410,10 @@ class ArmijoMixin(_Base):
         assert self._searcher is not None
         self._counter.add(report)
         self._counter.factors = {group["component"]: group["lr"] for group in self._searcher.param_groups}
+        if self.averaging is not None and report.components[0].status is not Status.NONFINITE:
+            if self._average is None:
+                self._average = WeightAverage(self._trained_module(self.model), self.averaging)
+            self._average.update()
 
     def _preserve_bookkeeping(self) -> _PreserveAttributes:
         return _PreserveAttributes(self, self.bookkeeping)
