@@ -36,7 +36,7 @@ GUESSES = [
     armijo.Polyak(),
     armijo.Hypergradient(),
     armijo.Hypergradient(1.0, 2.0, 0.1),
-    armijo.Hypergradient(1.0, 0.5, 0.5, 0.0, least_loss=-math.inf),
+    armijo.Hypergradient(1.0, 0.5, 0.5, 0.0, share=math.inf),
 ]
 SEARCHES = [
     armijo.FixedStep(0.3),

@@ -467,7 +467,7 @@ def test_a_non_monotone_criterion_starts_from_the_mean_loss_where_that_is_higher
 @every("first", [0.001, 0.1, 0.19])
 def test_a_hypergradient_finds_the_step_size_that_ends_at_the_minimum(first: float) -> None:
     # On ½·κ·w² with κ = 10 a step from w along g ends at (1 - η·κ)·w, and so ⟨h, g⟩ = S·(1 - η·κ).
-    guess = armijo.Hypergradient(first, rate=0.2, limit=1.0, mean=0.0, least_loss=-math.inf)
+    guess = armijo.Hypergradient(first, rate=0.2, limit=1.0, mean=0.0, share=math.inf)
     memory, step_size, ahead = guess.defaults(), first, 0.0
     for _ in range(60):
         line = Line(1.0, 7.0, derivatives=Derivatives({"last_gradient": ahead}))
@@ -478,7 +478,7 @@ def test_a_hypergradient_finds_the_step_size_that_ends_at_the_minimum(first: flo
 
 def test_a_hypergradient_reads_what_the_last_step_did_in_an_optimizer() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    guess = armijo.Hypergradient(0.01, rate=0.5, limit=1.0, mean=0.0, least_loss=-math.inf)
+    guess = armijo.Hypergradient(0.01, rate=0.5, limit=1.0, mean=0.0, share=math.inf)
     search, direction = Backtracking(guess=guess), armijo.KeepLastGradient(armijo.GradientDirection())
     optimizer = armijo.LineSearch([weight], direction=direction, search=search, selection=Never())
     optimizer.step(lambda: (weight**2).sum())
@@ -499,7 +499,7 @@ def test_a_hypergradient_reads_what_the_last_step_did_in_an_optimizer() -> None:
         (9.0, 0.0, 0.5, 1.0),  # it promises less than that
         (3.0, 3.0, 1.0, 1.0),  # not above f*
         (3.0, 4.0, 1.0, 1.0),
-        (3.0, -math.inf, 0.5, 1.0),
+        (3.0, 0.0, math.inf, 1.0),
     ],
 )
 def test_a_hypergradient_tries_no_step_that_promises_more_than_a_share_of_what_the_loss_can_fall(
@@ -511,7 +511,7 @@ def test_a_hypergradient_tries_no_step_that_promises_more_than_a_share_of_what_t
 
 
 def test_a_hypergradient_weighs_its_steps_by_what_they_promised() -> None:
-    guess = armijo.Hypergradient(0.1, rate=0.3, limit=0.8, mean=0.6, least_loss=-math.inf)
+    guess = armijo.Hypergradient(0.1, rate=0.3, limit=0.8, mean=0.6, share=math.inf)
     memory, step_size, last_slope, along, promise = guess.defaults(), 0.1, 0.0, 0.0, 0.0
     for k, (slope, ahead) in enumerate([(2.0, 9.0), (50.0, 1.0), (3.0, -20.0), (0.5, 2.0), (1.0, 8.0)]):
         expected = step_size
@@ -582,6 +582,8 @@ def test_polyaks_step_size_is_shortened_by_what_was_rejected_and_recovers() -> N
         (armijo.Hypergradient, {"limit": -0.5}),
         (armijo.Hypergradient, {"mean": 1.0}),
         (armijo.Hypergradient, {"least_loss": math.inf}),
+        (armijo.Hypergradient, {"least_loss": -math.inf}),
+        (armijo.Hypergradient, {"share": 0.0}),
         (armijo.Parabola, {"initial": 0.0}),
         (armijo.Parabola, {"beta": 1.0}),
         (armijo.Parabola, {"reach": 1.0}),

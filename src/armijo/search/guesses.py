@@ -133,10 +133,9 @@ class Hypergradient(Guess):
         rate: κ > 0.
         limit: the largest |γ| that counts, > 0.
         mean: m, the share that the means keep of themselves, 0 ≤ m < 1.
-        share: the largest share of f(w) - f* that a step may promise, > 0 and finite. Along a parabola whose minimum is
-            at f*, ½ goes a quarter of the way there and 2 the whole.
-        least_loss: f*, a lower bound of the loss. Where the loss is not above it, there is no bound of η; with
-            -inf there is none at all.
+        share: the largest share of f(w) - f* that a step may promise, > 0; inf for no bound of η. Along a parabola
+            whose minimum is at f*, ½ goes a quarter of the way there and 2 the whole.
+        least_loss: f*, a lower bound of the loss, finite. Where the loss is not above it, there is no bound of η.
 
     Raises:
         ConfigurationError: if an argument is out of its range.
@@ -163,13 +162,13 @@ class Hypergradient(Guess):
 
     def __post_init__(self) -> None:
         Growth(self.initial)
-        for name in ("rate", "limit", "share"):
+        for name, largest in (("rate", math.inf), ("limit", math.inf), ("share", None)):
             value = getattr(self, name)
-            if not (is_number(value) and 0 < value < math.inf):
+            if not (is_number(value) and value > 0 and value != largest):
                 raise ConfigurationError(f"{name} is {value!r}; it must be a positive number, for instance 0.5.")
         if not (is_number(self.mean) and 0 <= self.mean < 1):
             raise ConfigurationError(f"mean is {self.mean!r}; a running mean needs 0 ≤ mean < 1, for instance 0.7.")
-        if not (is_number(self.least_loss) and self.least_loss < math.inf):
+        if not (is_number(self.least_loss) and math.isfinite(self.least_loss)):
             raise ConfigurationError(f"least_loss is {self.least_loss!r}; it must be a number, for instance 0.")
 
     def initial_step_size(self) -> float:

@@ -3,8 +3,8 @@
 Arguments of all: `c` and `initial_step_size`.
 
 Arguments of `adamsls`, `plasls` and `sgdsls`: `weight_decay`, `max_step_size`, and except for `sgdsls` `beta1` and
-`beta2`. Arguments of `adamsls` that leave out a part of the default: `guess` (hypergradient, growth), `bound` (yes, no:
-whether a step may promise more than the loss) and `when` (demand, always).
+`beta2`. Arguments of `adamsls` that exchange a part of the default: `guess` (hypergradient, growth), `share` (the
+largest share of the loss that a step may promise; inf for no bound) and `when` (demand, always).
 
 `growing-adamsls` is what `adamsls` was until November 2026: β1 = 0.9, c = 0.1, a step size that grows, a search in each
 step.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from armijo_lab.errors import BadInputError
@@ -122,23 +123,30 @@ def _builder(make: Callable[[nn.Module, dict[str, Any]], Optimizer]) -> Build:
 def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     import armijo
 
-    if not settings.keys() & {"guess", "bound", "when"}:
-        return armijo.AdamSLS(trainable_parameters(model), **_join_betas(settings, 0.0))
-    initial, c = settings.pop("initial_step_size", 0.1), settings.pop("c", 0.5)
-    least_loss = 0.0 if settings.pop("bound", "yes") == "yes" else -math.inf
-    guess: armijo.Guess = armijo.Hypergradient(initial, least_loss=least_loss)
-    direction: armijo.Direction = armijo.AdamDirection((settings.pop("beta1", 0.0), settings.pop("beta2", 0.999)))
-    if settings.pop("guess", "hypergradient") == "growth":
-        guess = armijo.Growth(initial)
+    parameters = trainable_parameters(model)
+    grows, share = settings.pop("guess", "hypergradient") == "growth", settings.pop("share", None)
+    if settings.pop("when", "demand") == "always":
+        settings["selection"] = armijo.Jointly()
+    settings = _join_betas(settings, 0.0)
+    if not grows and share is None:
+        return armijo.AdamSLS(parameters, **settings)
+    # The other parts are the default's, as it is here.
+    default = armijo.AdamSLS(parameters, **{name: settings[name] for name in settings.keys() & {"betas"}})
+    direction, guess = default.direction, default.search.guess
+    if grows:
+        direction, guess = direction.direction, armijo.Growth(guess.initial)
     else:
-        direction = armijo.KeepLastGradient(direction)
+        guess = replace(guess, share=share)
+    if "initial_step_size" in settings:
+        guess = replace(guess, initial=settings.pop("initial_step_size"))
+    criterion = armijo.Armijo(settings.pop("c", default.search.criterion.c))
     return armijo.LineSearch(
-        trainable_parameters(model),
+        parameters,
         direction=direction,
-        search=armijo.Backtracking(armijo.Armijo(c), guess),
-        selection=armijo.OnDemand() if settings.pop("when", "demand") == "demand" else armijo.Jointly(),
-        partition=armijo.Together(),
-        **settings,
+        search=replace(default.search, criterion=criterion, guess=guess),
+        selection=settings.pop("selection", default.selection),
+        partition=default.partition,
+        **{name: settings[name] for name in settings.keys() - {"betas"}},
     )
 
 
@@ -248,6 +256,13 @@ def _group_count(text: str) -> int | str:
         raise ValueError(f"{error}, or layers for one group per layer") from None
 
 
+def _share(text: str) -> float:
+    try:
+        return math.inf if text == "inf" else positive(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or inf for no bound") from None
+
+
 _COMMON: Keys = {"c": positive, "initial_step_size": positive}
 _RECOMMENDED: Keys = {**_COMMON, "weight_decay": number(0), "max_step_size": positive}
 _PAPER: Keys = {**_COMMON, "growth": number(1), "shrink": fraction, "max_trials": integer(1)}
@@ -259,16 +274,16 @@ _SPLIT: Keys = {
     "joint_steps": integer(0),
     "merge_below": number(0),
 }
-_LEFT_OUT: Keys = {
+_EXCHANGED: Keys = {
     "guess": choice("hypergradient", "growth"),
-    "bound": choice("yes", "no"),
+    "share": _share,
     "when": choice("demand", "always"),
 }
 _MERGE: Keys = {"merge": choice("mean", "geometric_mean", "minimum", "neighbour", "never")}
 
 # None has defaults here: those of the library apply.
 ROWS: tuple[MethodRow, ...] = (
-    MethodRow("adamsls", keys={**_RECOMMENDED, **_BETAS, **_LEFT_OUT}, build=_builder(_make_adamsls), searches=True),
+    MethodRow("adamsls", keys={**_RECOMMENDED, **_BETAS, **_EXCHANGED}, build=_builder(_make_adamsls), searches=True),
     MethodRow(
         "plasls",
         keys={**_SPLIT, **_MERGE, **_RECOMMENDED, **_BETAS},

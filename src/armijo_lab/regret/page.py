@@ -32,7 +32,8 @@ SWEEP = tuple(f"adamw:lr={rate},warmup=0.1" for rate in RATES)
 WITHOUT = {
     "adamsls:beta1=0.9": "with momentum, β1 = 0.9",
     "adamsls:guess=growth": "`Growth` instead of `Hypergradient`",
-    "adamsls:bound=no": "without the bound η ≤ f/S",
+    "adamsls:share=inf": "without the bound η ≤ f/(2S)",
+    "adamsls:share=1": "the bound η ≤ f/S",
     "adamsls:when=always": "a search in each step",
     "adamsls:c=0.1": "c = 0.1",
 }
