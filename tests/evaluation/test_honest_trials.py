@@ -175,7 +175,8 @@ def test_after_a_step_generators_and_buffers_are_as_one_forward_leaves_them(name
     inputs, targets = torch.randn(16, 6), torch.randn(16, 6)
     searched, plain = seeded(MODELS[name]), seeded(MODELS[name])
     state = RandomState.capture()
-    optimizer = armijo.AdamSLS(searched.parameters(), initial_step_size=10.0)
+    search = armijo.Backtracking(guess=armijo.Growth(10.0))
+    optimizer = armijo.LineSearch(searched.parameters(), search=search, partition=armijo.Together())
     optimizer.step(lambda: nn.functional.mse_loss(searched(inputs), targets))
     assert optimizer.report is not None
     assert optimizer.report.forwards > 2, "the search must have made several trials, or this test shows nothing"
