@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["CELLS", "CHOSEN_ON", "CONFIRMED_ON", "EPOCHS", "OTHERS", "RATES", "RATES_OF", "REGIMES", "Cell"]
+__all__ = [
+    "CELLS",
+    "CHOSEN_ON",
+    "CONFIRMED_ON",
+    "EPOCHS",
+    "EVERYWHERE",
+    "OTHERS",
+    "RATES",
+    "RATES_OF",
+    "REGIMES",
+    "Cell",
+]
 
 EPOCHS = 5
 """Of every run; a step that needs rows of two epochs takes them."""
@@ -22,8 +33,16 @@ CONFIRMED_ON = range(10, 15)
 RATES = ("1e-5", "3e-5", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1")
 """AdamW's, each with a warm-up over a tenth of the steps and linear decay, without weight decay."""
 
-RATES_OF = {"head": RATES, "lora": ("1e-3", "3e-3", "1e-2"), "whole": ("3e-5", "1e-4", "3e-4")}
-"""Those of each regime: of LoRA and of whole models, whose runs take minutes, the rates around the best known one."""
+RATES_OF = {
+    "head": RATES,
+    "lora": ("1e-4", "1e-3", "3e-3", "1e-2"),
+    "whole": ("3e-5", "1e-4", "3e-4", "1e-3", "1e-2"),
+}
+"""Those of each regime: of LoRA and of whole models, whose runs take minutes, the rates around the best known one, and
+those that are best elsewhere."""
+
+EVERYWHERE = tuple(rate for rate in RATES if all(rate in rates for rates in RATES_OF.values()))
+"""The rates that every regime has."""
 
 OTHERS = ("salsa", "prodigy", "schedulefree", "dog")
 """Without a rate to tune, as their authors recommend them."""
