@@ -76,6 +76,19 @@ def test_the_page_has_the_numbers_the_notes_and_a_figure(tmp_path: Path) -> None
     assert (tmp_path / "pages" / "images" / "regret.png").stat().st_size > 1000
 
 
+def test_over_all_regimes_each_rate_is_one_rate(tmp_path: Path) -> None:
+    whole = grid.Cell("sst2", "whole", 500, 32)
+    found = records(0.7) + [record(name, seed, 0.6, whole) for name in page.sweep(whole) for seed in (0, 1)]
+    found += [record("adamsls", seed, 0.65, whole) for seed in (0, 1)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found), encoding="utf-8")
+    page.write(tmp_path, tmp_path)
+    text = (tmp_path / "regret.md").read_text(encoding="utf-8")
+    # Against .8 and .6; in hindsight 1e-2 is best for the head, and all rates are for the whole model.
+    assert "| **AdamSLS** | 10.00 | -5.00 | 2.50 | 10.0 |" in text
+    assert "| AdamW, 1e-2 | 0.00 | 0.00 | 0.00 | 0.0 |" in text
+    assert "| AdamW, 1e-4 | 30.00 | 0.00 | 15.00 | 30.0 |" in text
+
+
 def test_the_page_in_the_documents_is_that_of_the_records(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     page.write(root / "results" / "regret", tmp_path)

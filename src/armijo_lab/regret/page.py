@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from armijo_lab.regret.grid import CELLS, OTHERS, RATES, RATES_OF, REGIMES, Cell
+from armijo_lab.regret.grid import CELLS, CHOSEN_ON, CONFIRMED_ON, EVERYWHERE, OTHERS, RATES, RATES_OF, REGIMES, Cell
 
 __all__ = [
     "OPTIMIZERS",
@@ -132,15 +132,27 @@ def write(folder: Path, pages: Path) -> None:
         folder: The folder of the records, and of `notes.md`, a person's conclusions.
         pages: Where the page goes.
     """
-    records, notes = read(folder), folder / "notes.md"
+    found, notes = read(folder), folder / "notes.md"
+    records = [record for record in found if record["seed"] in CHOSEN_ON]
+    confirming = [record for record in found if record["seed"] in CONFIRMED_ON]
     parts = ["# Regret", _INTRODUCTION, "![Accuracy over the rate of AdamW, by regime](images/regret.png)"]
     if notes.exists():
         parts.append(notes.read_text(encoding="utf-8").strip())
+    regimes = []
     for regime in REGIMES:
         chosen = [record for record in records if record["regime"] == regime]
         cells, seeds = complete(chosen)
         if cells:
-            parts += [f"## {_TITLES[regime]}", *_regime(chosen, cells, seeds)]
+            regimes.append((regime, chosen, cells, seeds))
+    if len(regimes) > 1:
+        parts += ["## One rate for everything", *_everywhere(regimes)]
+    for regime, chosen, cells, seeds in regimes:
+        parts += [f"## {_TITLES[regime]}", *_regime(chosen, cells, seeds)]
+    for regime in REGIMES:
+        chosen = [record for record in confirming if record["regime"] == regime]
+        cells, seeds = complete(chosen)
+        if cells:
+            parts += [f"## Confirmation: {_TITLES[regime].lower()}", *_regrets(chosen, cells, seeds)[1]]
     (pages / "images").mkdir(parents=True, exist_ok=True)
     (pages / "regret.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     _draw(records, pages / "images" / "regret.png")
@@ -161,7 +173,50 @@ several noisy means flatters the sweep: *rate chosen on other seeds* is the regr
 seeds other than the one it is judged on."""
 
 
+def _everywhere(regimes: Sequence[tuple[str, Sequence[Mapping[str, Any]], list[Cell], list[int]]]) -> list[str]:
+    """AdamSLS and each rate that all regimes have, over the regimes."""
+    titles = " | ".join(_TITLES[regime].lower() for regime, *_ in regimes)
+    table = [f"| regret, mean | {titles} | mean of these | worst cell |\n|---|{'---|' * (len(regimes) + 2)}"]
+    rates = [f"adamw:lr={rate},warmup=0.1" for rate in EVERYWHERE]
+    for name, which in [(OURS, "last"), (OURS, "average"), *((rate, "last") for rate in rates)]:
+        means, worst = list[float](), -math.inf
+        for _, records, cells, seeds in regimes:
+            judged = [record for record in records if record["optimizer"] == name]
+            scored = {**scores(records), **scores(judged, which)}
+            lost = [100 * regret(scored, cell, name, seeds) for cell in cells]
+            means.append(statistics.mean(lost))
+            worst = max(worst, *lost)
+        shown = _shown(name) + (", its average" if which == "average" else "")
+        numbers = " | ".join(f"{mean:.2f}" for mean in means)
+        table.append(f"| {shown} | {numbers} | {statistics.mean(means):.2f} | {worst:.1f} |")
+    return ["\n".join(table)]
+
+
 def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: Sequence[int]) -> list[str]:
+    """The tables of a regime."""
+    accuracy, loss = scores(records), scores(records, metric="log_loss")
+    names, regrets = _regrets(records, cells, seeds)
+    compared = [name for name in names if name not in SWEEP]
+    table = ["| cell | best rate | its accuracy | " + " | ".join(_shown(n) for n in compared) + " |"]
+    table.append("|" + "---|" * table[0].count("|", 1))
+    for cell in cells:
+        best = max(sweep(cell), key=lambda name: statistics.mean(accuracy[cell, name, seed] for seed in seeds))
+        shown_rate = best.partition("lr=")[2].partition(",")[0]
+        table.append(
+            f"| {cell.task}, {cell.rows} rows, {cell.batch_size} | {shown_rate} | "
+            + " | ".join(
+                [_spread([accuracy[cell, best, seed] for seed in seeds])]
+                + [_spread([accuracy[cell, name, seed] for seed in seeds]) for name in compared]
+            )
+            + " |"
+        )
+    return [*regrets, *_ranks(accuracy, cells, seeds, compared), *_without(accuracy, loss, cells), "\n".join(table)]
+
+
+def _regrets(
+    records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: Sequence[int]
+) -> tuple[list[str], list[str]]:
+    """The optimizers that were run in all cells with all seeds, and the table of their regret."""
     accuracy, loss = scores(records), scores(records, metric="log_loss")
     names = [
         name
@@ -189,21 +244,7 @@ def _regime(records: Sequence[Mapping[str, Any]], cells: Sequence[Cell], seeds: 
             f"\n| {shown} | {statistics.mean(each):.2f} | {low:.2f} to {high:.2f} | {max(each):.1f} | "
             f"{foresight:.2f} | {statistics.mean(nats):.3f} | {max(nats):.3f} | {collapsed} | {forwards[name]:.2f} |"
         )
-    compared = [name for name in names if name not in SWEEP]
-    table = ["| cell | best rate | its accuracy | " + " | ".join(_shown(n) for n in compared) + " |"]
-    table.append("|" + "---|" * table[0].count("|", 1))
-    for cell in cells:
-        best = max(sweep(cell), key=lambda name: statistics.mean(accuracy[cell, name, seed] for seed in seeds))
-        shown_rate = best.partition("lr=")[2].partition(",")[0]
-        table.append(
-            f"| {cell.task}, {cell.rows} rows, {cell.batch_size} | {shown_rate} | "
-            + " | ".join(
-                [_spread([accuracy[cell, best, seed] for seed in seeds])]
-                + [_spread([accuracy[cell, name, seed] for seed in seeds]) for name in compared]
-            )
-            + " |"
-        )
-    return [*lines, *_ranks(accuracy, cells, seeds, compared), *_without(accuracy, loss, cells), "\n".join(table)]
+    return names, lines
 
 
 def _ranks(accuracy: Scores, cells: Sequence[Cell], seeds: Sequence[int], names: Sequence[str]) -> list[str]:
