@@ -510,6 +510,12 @@ def test_a_hypergradient_tries_no_step_that_promises_more_than_a_share_of_what_t
     assert guess.next(1.0, line, guess.defaults()) == pytest.approx(expected)
 
 
+def test_components_promise_together_what_one_may_promise_alone() -> None:
+    guess, derivatives = armijo.Hypergradient(1.0, share=0.5), Derivatives({"last_gradient": 0.0})
+    lines = [Line(3.0, slope, derivatives=derivatives, components=3) for slope in (4.0, 40.0, 7.0)]
+    assert sum(guess.next(1.0, line, guess.defaults()) * line.slope for line in lines) == pytest.approx(0.5 * 3.0)
+
+
 def test_a_hypergradient_weighs_its_steps_by_what_they_promised() -> None:
     guess = armijo.Hypergradient(0.1, rate=0.3, limit=0.8, mean=0.6, share=math.inf)
     memory, step_size, last_slope, along, promise = guess.defaults(), 0.1, 0.0, 0.0, 0.0

@@ -125,6 +125,7 @@ class Hypergradient(Guess):
     Second, no step is tried that promises more than a share of what the loss can fall: η ≤ share·(f(w) - f*)/S, where
     that is more than 4096 roundings of a number around 1, which a loss near 0 has in it. It tells how long the first
     step should be, and holds back a step size that was found on other batches where this one has little left to gain.
+    Of n components each may promise an n-th of that: what they promise together is what one may promise alone.
 
     It reads `line.derivatives["last_gradient"]`: `direction=KeepLastGradient(AdamDirection(betas=(0.0, 0.999)))`.
 
@@ -180,7 +181,7 @@ class Hypergradient(Guess):
         return {"hypergradient_along": 0.0, "hypergradient_promise": 0.0, "hypergradient_slope": 0.0}
 
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
-        """min(η·exp(κ·γ), share·(f(w) - f*)/S)."""
+        """min(η·exp(κ·γ), share·(f(w) - f*)/(n·S))."""
         promise, memory["hypergradient_slope"] = step_size * memory["hypergradient_slope"], line.slope
         if 0 < promise < math.inf:
             along = step_size * line.derivatives["last_gradient"]
@@ -191,7 +192,8 @@ class Hypergradient(Guess):
         if line.loss > self.least_loss and line.slope > 0:
             # A loss near 0 is a mean of terms around 1, and shows no less than those do.
             shown = line.resolution / min(1.0, abs(line.loss)) if line.loss else 0.0
-            longest = max(self.share * (line.loss - self.least_loss), _VISIBLE_ROUNDINGS * shown) / line.slope
+            share = self.share / line.components
+            longest = max(share * (line.loss - self.least_loss), _VISIBLE_ROUNDINGS * shown) / line.slope
             return min(step_size, longest) if longest > 0 else step_size
         return step_size
 

@@ -228,6 +228,7 @@ def compute_lines(
                     for name, along in zip(past_names + probe_names, derivatives, strict=True)
                 }
             ),
+            components=len(components),
         )
         finite = line.finite
         if not slopes_needed and any(member.kernel.sums_gradients for member in members):

@@ -4,7 +4,8 @@ Arguments of all: `c` and `initial_step_size`.
 
 Arguments of `adamsls`, `plasls` and `sgdsls`: `weight_decay`, `max_step_size`, and except for `sgdsls` `beta1` and
 `beta2`. Arguments of `adamsls` that exchange a part of the default: `guess` (hypergradient, growth), `share` (the
-largest share of the loss that a step may promise; inf for no bound) and `when` (demand, always).
+largest share of the loss that a step may promise; inf for no bound), `when` (demand, always), and `split` (none, layer,
+projection, module, tensor; with layer also `n_groups`): a step size for each component.
 
 `growing-adamsls` is what `adamsls` was until November 2026: β1 = 0.9, c = 0.1, a step size that grows, a search in each
 step.
@@ -123,19 +124,25 @@ def _builder(make: Callable[[nn.Module, dict[str, Any]], Optimizer]) -> Build:
 def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     import armijo
 
-    parameters = trainable_parameters(model)
+    by = settings.pop("split", "none")
+    alone = by == "none"
+    if alone and "n_groups" in settings:
+        raise BadInputError("n_groups is how many groups split=layer makes; add split=layer, or leave n_groups out.")
+    parameters = trainable_parameters(model) if alone else _split(model, settings, by)
     grows, share = settings.pop("guess", "hypergradient") == "growth", settings.pop("share", None)
     if settings.pop("when", "demand") == "always":
         settings["selection"] = armijo.Jointly()
     settings = _join_betas(settings, 0.0)
-    if not grows and share is None:
+    if alone and not grows and share is None:
         return armijo.AdamSLS(parameters, **settings)
     # The other parts are the default's, as it is here.
-    default = armijo.AdamSLS(parameters, **{name: settings[name] for name in settings.keys() & {"betas"}})
+    default = armijo.AdamSLS(
+        trainable_parameters(model), **{name: settings[name] for name in settings.keys() & {"betas"}}
+    )
     direction, guess = default.direction, default.search.guess
     if grows:
         direction, guess = direction.direction, armijo.Growth(guess.initial)
-    else:
+    elif share is not None:
         guess = replace(guess, share=share)
     if "initial_step_size" in settings:
         guess = replace(guess, initial=settings.pop("initial_step_size"))
@@ -145,7 +152,7 @@ def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
         direction=direction,
         search=replace(default.search, criterion=criterion, guess=guess),
         selection=settings.pop("selection", default.selection),
-        partition=default.partition,
+        partition=default.partition if alone else armijo.ByLabel(),
         **{name: settings[name] for name in settings.keys() - {"betas"}},
     )
 
@@ -167,7 +174,7 @@ def _make_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     if "merge" in settings or "merge_below" in settings:
         settings["merging"] = _merging(settings.pop("merge", "mean"), settings.pop("merge_below", None))
     settings = _join_betas(settings, 0.9)
-    return armijo.PLASLS(_split(model, settings), **settings)
+    return armijo.PLASLS(_split(model, settings, settings.pop("split", "layer")), **settings)
 
 
 def _make_paper_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
@@ -178,9 +185,9 @@ def _make_paper_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
 
         if settings.pop("schedule", "cycle") != "cycle":
             raise BadInputError("baseline=moved is the order of the released cycle; leave schedule out.")
-        return ReleasedPLASLS(_split(model, settings), **settings)
+        return ReleasedPLASLS(_split(model, settings, settings.pop("split", "layer")), **settings)
     _choose_selection(settings)
-    return armijo.paper.PLASLS(_split(model, settings), **settings)
+    return armijo.paper.PLASLS(_split(model, settings, settings.pop("split", "layer")), **settings)
 
 
 def _make_paper_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
@@ -195,11 +202,11 @@ def _make_paper_sgdsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     return armijo.paper.SGDSLS(trainable_parameters(model), **settings)
 
 
-def _split(model: nn.Module, settings: dict[str, Any]) -> Any:
-    """Split the model into parameter groups; removes `split` and `n_groups` from the settings."""
+def _split(model: nn.Module, settings: dict[str, Any], by: str) -> Any:
+    """Split the model into parameter groups; removes `n_groups` from the settings."""
     import armijo
 
-    by, n_groups = settings.pop("split", "layer"), settings.pop("n_groups", None)
+    n_groups = settings.pop("n_groups", None)
     if n_groups == "layers":
         n_groups = _layer_count(model)
     return armijo.split(model, by=by, n_layer_groups=n_groups)
@@ -278,6 +285,8 @@ _EXCHANGED: Keys = {
     "guess": choice("hypergradient", "growth"),
     "share": _share,
     "when": choice("demand", "always"),
+    "split": choice("none", "layer", "projection", "module", "tensor"),
+    "n_groups": _group_count,
 }
 _MERGE: Keys = {"merge": choice("mean", "geometric_mean", "minimum", "neighbour", "never")}
 

@@ -90,7 +90,9 @@ def _run(options: dict[str, str]) -> int:
     todo = [
         (seed, cell, name)
         for seed, cell, name in planned
-        if (cell, name, seed) not in done and (name not in page.SWEEP or name in page.sweep(cell))
+        if (cell, name, seed) not in done
+        and (name not in page.SWEEP or name in page.sweep(cell))
+        and not (name in page.COMPONENTS and cell.regime == "head")
     ]
     torch.set_num_threads(1)
     provenance = {key: value for key, value in environment().items() if key in ("commit", "versions")}

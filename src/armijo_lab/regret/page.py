@@ -38,7 +38,12 @@ WITHOUT = {
     "adamsls:c=0.1": "c = 0.1",
 }
 """The default with one of its parts exchanged, and what the page calls it."""
-OPTIMIZERS = (OURS, *WITHOUT, BEFORE, *SWEEP, *OTHERS)
+COMPONENTS = {
+    "adamsls:split=layer": "AdamSLS with a step size for each layer",
+    "plasls": "PLASLS by layer",
+}
+"""More than one step size, and what the page calls it; of heads, which have one layer, there is none."""
+OPTIMIZERS = (OURS, *WITHOUT, BEFORE, *COMPONENTS, *SWEEP, *OTHERS)
 """All that the study runs; of the sweep, in each cell, the rates of its regime."""
 
 
@@ -306,7 +311,7 @@ def _averaged(records: Sequence[Mapping[str, Any]], accuracy: Scores, loss: Scor
 def _shown(name: str) -> str:
     if name in SWEEP:
         return f"AdamW, {name.partition('lr=')[2].partition(',')[0]}"
-    return {OURS: "**AdamSLS**", BEFORE: "AdamSLS until November 2026", **WITHOUT}.get(name, name)
+    return {OURS: "**AdamSLS**", BEFORE: "AdamSLS until November 2026", **WITHOUT, **COMPONENTS}.get(name, name)
 
 
 def _spread(values: Sequence[float]) -> str:
