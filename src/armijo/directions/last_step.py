@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from armijo.directions.base import Direction, ParameterState, Tensors, Workspace
-from armijo.directions.kernel import Kernel, Term
-from armijo.errors import ConfigurationError
-from armijo.families import check_part, inherits
+from armijo.directions.base import ParameterState, Tensors, Workspace
+from armijo.directions.kernel import Kernel
+from armijo.directions.wrapped import KERNEL_METHODS, WrappedDirection, WrappedKernel
+from armijo.families import inherits
 
 __all__ = ["KeepLastStep"]
 
 
 @dataclass(frozen=True)
-class KeepLastStep(Direction):
+class KeepLastStep(WrappedDirection):
     """Another direction, which keeps the last step v = lr·η_k·u_k = w_k - w_{k+1} as the probe `"last_step"`.
 
     Parts that look back need it:
@@ -37,57 +37,21 @@ class KeepLastStep(Direction):
         ConfigurationError: if that is no direction.
     """
 
-    direction: Direction
-
-    def __post_init__(self) -> None:
-        check_part("direction", self.direction, type(self).__name__)
-
-    def defaults(self) -> dict[str, Any]:
-        """Those of `direction`."""
-        return self.direction.defaults()
-
-    def validate(self, group: Mapping[str, Any]) -> None:
-        """Check as `direction` does."""
-        self.direction.validate(group)
-
-    def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Those of `direction`, and `last_step`."""
-        moments = self.direction.moments(parameter)
-        if "last_step" in moments:
-            raise ConfigurationError(f"{self.direction!r} has a moment last_step of its own; rename it.")
-        return {**moments, "last_step": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
-
-    def search_direction(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
-        """That of `direction`."""
-        return self.direction.search_direction(grads, states, group)
-
-    def update(
-        self, grads: Tensors, states: list[ParameterState], scratch: Tensors, group: Mapping[str, Any]
-    ) -> Tensors:
-        """That of `direction`."""
-        return self.direction.update(grads, states, scratch, group)
+    kept: ClassVar[str] = "last_step"
 
     def record_step(self, states: list[ParameterState], updates: Tensors, step_size: float) -> None:
         """Write step_size·u into `last_step`."""
         self.direction.record_step(states, updates, step_size)
-        last = [state["last_step"] for state in states]
+        last = self._kept_in(states)
         if step_size == 0:
             torch._foreach_zero_(last)
         else:
             torch._foreach_copy_(last, updates)
             torch._foreach_mul_(last, step_size)
 
-    def updates_along_search(self, group: Mapping[str, Any]) -> bool:
-        """As `direction` does."""
-        return self.direction.updates_along_search(group)
-
     def probes(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
         """Those of `direction`, and `last_step`."""
-        return {**self.direction.probes(states, group), "last_step": [state["last_step"] for state in states]}
-
-    def past_gradients(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
-        """Those of `direction`."""
-        return self.direction.past_gradients(states, group)
+        return {**self.direction.probes(states, group), self.kept: self._kept_in(states)}
 
     def kernel(
         self,
@@ -98,41 +62,14 @@ class KeepLastStep(Direction):
         workspace: Workspace,
     ) -> Kernel | None:
         """That of `direction`, if it has one; the last step is then the way that the parameters went."""
-        if not inherits(self, KeepLastStep, *_KERNEL):
+        if not inherits(self, KeepLastStep, *KERNEL_METHODS):
             return None
         inner = self.direction.kernel(parameters, grads, states, group, workspace)
-        return None if inner is None else _LastStepKernel(inner, [state["last_step"] for state in states])
+        return None if inner is None else _LastStepKernel(inner, self._kept_in(states))
 
 
-_KERNEL = ("moments", "search_direction", "update", "record_step", "probes", "updates_along_search")
-"""What the kernel stands for."""
-
-
-class _LastStepKernel:
+class _LastStepKernel(WrappedKernel):
     """Another kernel, which writes down how far the parameters move."""
-
-    def __init__(self, inner: Kernel, last: Tensors) -> None:
-        self._inner = inner
-        self._last = last
-        self.stays = inner.stays
-        self.sums_gradients = inner.sums_gradients
-
-    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
-        return self._inner.slopes(past)
-
-    def slopes_ahead(
-        self, parameters: Tensors, start: Tensors, step_size: float, past: tuple[Tensors, ...] = ()
-    ) -> list[list[Term]]:
-        return self._inner.slopes_ahead(parameters, start, step_size, past)
-
-    def keep_gradients(self, into: Tensors) -> bool:
-        return self._inner.keep_gradients(into)
-
-    def sums(self) -> list[torch.Tensor]:
-        return self._inner.sums()
-
-    def move(self, parameters: Tensors, start: Tensors, step_size: float, at: float | None) -> None:
-        self._inner.move(parameters, start, step_size, at)
 
     def commit(self, parameters: Tensors, step_size: float, weight_decay: float) -> None:
         if step_size == 0:

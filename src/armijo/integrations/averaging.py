@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 __all__ = ["Average", "WeightAverage"]
 
-Average = Callable[[list[torch.Tensor], list[torch.Tensor], Any], None]
-"""What `AveragedModel` takes as its `multi_avg_fn`."""
+Average = Callable[[Any, Any, Any], None]
+"""What `AveragedModel` takes as its `multi_avg_fn`: it writes into its first argument, a list of averages."""
 
 
 class WeightAverage:

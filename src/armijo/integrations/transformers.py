@@ -258,7 +258,8 @@ class ArmijoMixin(_Base):
         path = Path(resume_from_checkpoint) / _WEIGHTS
         if path.exists():
             # Without averaging from here on, training still goes on from the weights, not from their average.
-            trained = self._trained_module(self.model if model is None else model)
+            held: Any = self.model if model is None else model
+            trained = self._trained_module(held)
             average = WeightAverage(trained, self.averaging or polynomial_average())
             average.resume(torch.load(path, map_location="cpu", weights_only=True))
             self._average = average if self.averaging is not None else None
@@ -412,7 +413,8 @@ class ArmijoMixin(_Base):
         self._counter.factors = {group["component"]: group["lr"] for group in self._searcher.param_groups}
         if self.averaging is not None and report.components[0].status is not Status.NONFINITE:
             if self._average is None:
-                self._average = WeightAverage(self._trained_module(self.model), self.averaging)
+                model: Any = self.model
+                self._average = WeightAverage(self._trained_module(model), self.averaging)
             self._average.update()
 
     def _preserve_bookkeeping(self) -> _PreserveAttributes:

@@ -139,18 +139,20 @@ def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     default = armijo.AdamSLS(
         trainable_parameters(model), **{name: settings[name] for name in settings.keys() & {"betas"}}
     )
-    direction, guess = default.direction, default.search.guess
+    search: Any = default.search
+    direction: Any = default.direction
+    guess: Any = search.guess
     if grows:
         direction, guess = direction.direction, armijo.Growth(guess.initial)
     elif share is not None:
         guess = replace(guess, share=share)
     if "initial_step_size" in settings:
         guess = replace(guess, initial=settings.pop("initial_step_size"))
-    criterion = armijo.Armijo(settings.pop("c", default.search.criterion.c))
+    criterion = armijo.Armijo(settings.pop("c", search.criterion.c))
     return armijo.LineSearch(
         parameters,
         direction=direction,
-        search=replace(default.search, criterion=criterion, guess=guess),
+        search=replace(search, criterion=criterion, guess=guess),
         selection=settings.pop("selection", default.selection),
         partition=default.partition if alone else armijo.ByLabel(),
         **{name: settings[name] for name in settings.keys() - {"betas"}},

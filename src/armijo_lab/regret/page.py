@@ -274,7 +274,8 @@ def _ranks(accuracy: Scores, cells: Sequence[Cell], seeds: Sequence[int], names:
             )
 
         low, high = bootstrap(gap, seeds)
-        p = float(wilcoxon(ahead).pvalue) if any(ahead) else 1.0
+        test: Any = wilcoxon(ahead) if any(ahead) else None
+        p = 1.0 if test is None else float(test.pvalue)
         won = sum(each > 0 for each in ahead)
         table.append(
             f"| {_shown(name)} | {mean_rank:.2f} | {statistics.mean(ahead):.2f} | {low:.2f} to {high:.2f} | "
