@@ -207,8 +207,8 @@ def _overhead() -> list[dict[str, Any]]:
 
 
 def _annealing() -> list[dict[str, Any]]:
-    names = ("adam:lr=1e-4,schedule=cosine", "adamw:lr=1e-4,schedule=linear", "sgdsls", "growing-adamsls", "plasls")
-    return _optimizers(*names)
+    adams = ("adam:lr=1e-4,schedule=cosine", "adamw:lr=1e-4,schedule=linear")
+    return _optimizers(*adams, "sgdsls", "adamsls", "growing-adamsls", "plasls")
 
 
 def _generalise() -> list[dict[str, Any]]:
