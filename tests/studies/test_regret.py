@@ -76,6 +76,15 @@ def test_the_page_has_the_numbers_the_notes_and_a_figure(tmp_path: Path) -> None
     assert (tmp_path / "pages" / "images" / "regret.png").stat().st_size > 1000
 
 
+def test_an_optimizer_is_run_where_it_says_something() -> None:
+    whole = grid.Cell("sst2", "whole", 500, 32)
+    assert page.belongs("adamsls", CELL)
+    assert page.belongs("adamsls", whole)
+    assert [page.belongs("adamw:lr=1e-1,warmup=0.1", cell) for cell in (CELL, whole)] == [True, False]
+    assert [page.belongs("adamsls:split=layer", cell) for cell in (CELL, whole)] == [False, True]
+    assert [page.belongs("adamsls:share=1", cell) for cell in (CELL, whole)] == [True, False]
+
+
 def test_over_all_regimes_each_rate_is_one_rate(tmp_path: Path) -> None:
     whole = grid.Cell("sst2", "whole", 500, 32)
     found = records(0.7) + [record(name, seed, 0.6, whole) for name in page.sweep(whole) for seed in (0, 1)]
@@ -116,6 +125,11 @@ def test_runs_are_done_once_and_repeat_themselves(tmp_path: Path, capfd: pytest.
     assert "2 of 2" in capfd.readouterr().err
     assert command.main([*options, names, f"results={tmp_path / 'a'}"]) == 0
     assert capfd.readouterr().err == ""
+    assert command.main(["show", *options, f"{names},adamw:lr=3e-2,warmup=0.1", f"results={tmp_path / 'a'}"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        "not run: embedded, head, 100 rows, 32 a step, seed 0, adamw:lr=3e-2,warmup=0.1",
+        "2 of 3 runs done.",
+    ]
     assert command.main([*options, "optimizers=adamsls", f"results={tmp_path / 'b'}"]) == 0
     (ours, rate), (again,) = page.read(tmp_path / "a"), page.read(tmp_path / "b")
     assert ours == again

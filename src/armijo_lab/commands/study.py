@@ -75,7 +75,7 @@ def study(
     if name == "regret":
         from armijo_lab.regret.__main__ import main
 
-        raise typer.Exit(main(overrides or []))
+        raise typer.Exit(main([*(["show"] if show else []), *(overrides or [])]))
     if name not in plan.STUDIES:
         raise BadInputError(f"There is no study {name!r}; choose one of {', '.join(plan.STUDIES)}.")
     given = list(overrides or [])

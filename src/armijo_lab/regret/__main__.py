@@ -1,5 +1,7 @@
 """`python -m armijo_lab.regret key=value …`: the runs that have no record yet, one after the other.
 
+With `show` before the options they are listed instead, with `report` the page is written.
+
 Options: `data_dir`, the folder of GLUE's files (without it, the hub); `regimes`, `tasks`, `rows`, `batch_sizes` and
 `seeds` (`0-4`), each a part of the grid, separated by commas; `optimizers`, instead of all; `results`, the folder of
 the records; `cache`, the folder of features; `pages`, the folder of the page.
@@ -37,6 +39,9 @@ _DEFAULTS = {
 }
 
 
+_Run = tuple[int, grid.Cell, str]
+"""Seed, cell and optimizer."""
+
 _OF_CELLS = {"task": "tasks", "regime": "regimes", "rows": "rows", "batch_size": "batch_sizes"}
 """The option that chooses each field of a cell."""
 
@@ -45,12 +50,15 @@ def main(arguments: Sequence[str]) -> int:
     """Do the runs or write the page, and return the exit code."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     try:
-        report = bool(arguments) and arguments[0] == "report"
-        options = _read(arguments[1:] if report else arguments)
-        if report:
+        verb = arguments[0] if arguments and arguments[0] in ("report", "show") else ""
+        options = _read(arguments[1:] if verb else arguments)
+        if verb == "report":
             page.write(Path(options["results"]), Path(options["pages"]))
-            return 0
-        return _run(options)
+        elif verb == "show":
+            _show(options)
+        else:
+            _run(options)
+        return 0
     except BadInputError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -77,23 +85,30 @@ def _seeds(text: str) -> list[int]:
         raise BadInputError(f"seeds={text} cannot be read; write 0-4, or 0,2.") from None
 
 
-def _run(options: dict[str, str]) -> int:
+def _show(options: dict[str, str]) -> None:
+    planned, todo = _runs(options)
+    for seed, cell, name in todo:
+        sys.stdout.write(f"not run: {cell.name}, seed {seed}, {name}\n")
+    sys.stdout.write(f"{len(planned) - len(todo)} of {len(planned)} runs done.\n")
+
+
+def _runs(options: dict[str, str]) -> tuple[list[_Run], list[_Run]]:
+    """The runs that are planned, and those of them that have no record."""
     wanted = {name: set(options[key].split(",")) for name, key in _OF_CELLS.items()}
     cells = [cell for cell in grid.CELLS if all(str(getattr(cell, name)) in wanted[name] for name in wanted)]
     if not cells:
         asked = ", ".join(f"{key}={options[key]}" for key in _OF_CELLS.values())
         known = ", ".join(f"{key}={_DEFAULTS[key]}" for key in _OF_CELLS.values())
         raise BadInputError(f"No cell of the grid has {asked}; choose among {known}.")
+    every = itertools.product(_seeds(options["seeds"]), cells, _split(options["optimizers"]))
+    planned = [run for run in every if page.belongs(run[2], run[1])]
+    done = {page.identity(record) for record in page.read(Path(options["results"]))}
+    return planned, [(seed, cell, name) for seed, cell, name in planned if (cell, name, seed) not in done]
+
+
+def _run(options: dict[str, str]) -> None:
+    _, todo = _runs(options)
     results = Path(options["results"])
-    planned = list(itertools.product(_seeds(options["seeds"]), cells, _split(options["optimizers"])))
-    done = {page.identity(record) for record in page.read(results)}
-    todo = [
-        (seed, cell, name)
-        for seed, cell, name in planned
-        if (cell, name, seed) not in done
-        and (name not in page.SWEEP or name in page.sweep(cell))
-        and not (name in page.COMPONENTS and cell.regime == "head")
-    ]
     torch.set_num_threads(1)
     provenance = {key: value for key, value in environment().items() if key in ("commit", "versions")}
     start = time.monotonic()
@@ -104,7 +119,6 @@ def _run(options: dict[str, str]) -> int:
         left = (time.monotonic() - start) / number * (len(todo) - number) / 60
         score = json.dumps(record["last"]["accuracy"])
         sys.stderr.write(f"{cell.name}, seed {seed}, {name}: {score[:5]} ({number} of {len(todo)}, {left:.0f} min)\n")
-    return 0
 
 
 def _split(text: str) -> list[str]:

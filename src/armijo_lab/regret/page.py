@@ -17,6 +17,7 @@ __all__ = [
     "SWEEP",
     "WITHOUT",
     "Scores",
+    "belongs",
     "bootstrap",
     "identity",
     "mean_regret",
@@ -50,6 +51,13 @@ OPTIMIZERS = (OURS, *WITHOUT, BEFORE, *COMPONENTS, *SWEEP, *OTHERS)
 def sweep(cell: Cell) -> tuple[str, ...]:
     """AdamW with the rates of the cell's regime."""
     return tuple(f"adamw:lr={rate},warmup=0.1" for rate in RATES_OF[cell.regime])
+
+
+def belongs(optimizer: str, cell: Cell) -> bool:
+    """Whether an optimizer is run in a cell: rates in those of their regime, exchanged parts with heads alone."""
+    if optimizer in SWEEP:
+        return optimizer in sweep(cell)
+    return (cell.regime != "head") if optimizer in COMPONENTS else (cell.regime == "head" or optimizer not in WITHOUT)
 
 
 Scores = Mapping[tuple[Cell, str, int], float]
