@@ -165,13 +165,15 @@ def write(folder: Path, pages: Path) -> None:
         chosen = [record for record in confirming if record["regime"] == regime]
         cells, seeds = complete(chosen)
         if cells:
-            parts += [f"## Confirmation: {_TITLES[regime].lower()}", *_regrets(chosen, cells, seeds)[1]]
+            parts += [f"## Confirmation: {_NAMES[regime]}", *_regrets(chosen, cells, seeds)[1]]
     (pages / "images").mkdir(parents=True, exist_ok=True)
     (pages / "regret.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     _draw(records, pages / "images" / "regret.png")
 
 
 _TITLES = {"head": "A head on frozen features", "lora": "LoRA", "whole": "The whole model"}
+_NAMES = {"head": "a head on frozen features", "lora": "LoRA", "whole": "the whole model"}
+"""The same, within a line."""
 _INTRODUCTION = """\
 How much does a default lose that knows no rate?
 
@@ -188,7 +190,7 @@ seeds other than the one it is judged on."""
 
 def _everywhere(regimes: Sequence[tuple[str, Sequence[Mapping[str, Any]], list[Cell], list[int]]]) -> list[str]:
     """AdamSLS and each rate that all regimes have, over the regimes."""
-    titles = " | ".join(_TITLES[regime].lower() for regime, *_ in regimes)
+    titles = " | ".join(_NAMES[regime] for regime, *_ in regimes)
     table = [f"| regret, mean | {titles} | mean of these | worst cell |\n|---|{'---|' * (len(regimes) + 2)}"]
     rates = [f"adamw:lr={rate},warmup=0.1" for rate in EVERYWHERE]
     for name, which in [(OURS, "last"), (OURS, "average"), *((rate, "last") for rate in rates)]:
@@ -332,7 +334,7 @@ def _draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Accuracy against AdamW's rate in each regime, in the mean over cells, and AdamSLS, which has none."""
     from armijo.observers.matplotlib import PALETTE, new_figure, style
 
-    figure = new_figure(6.5, 3.6)
+    figure = new_figure(6.5, 3.8)
     axes = figure.subplots()
     style(figure)
     for colour, regime in zip(PALETTE, REGIMES, strict=False):
@@ -346,12 +348,12 @@ def _draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             return statistics.mean(t[cell, name, seed] for cell in c for seed in s)
 
         rates = RATES_OF[regime]
-        label = f"{_TITLES[regime]} ({len(cells)} cells)"
+        label = f"{_NAMES[regime].removeprefix('a ').removeprefix('the ').partition(' on ')[0]}, {len(cells)} cells"
         accuracies = [mean(f"adamw:lr={rate},warmup=0.1") for rate in rates]
         axes.plot([float(rate) for rate in rates], accuracies, color=colour, marker="o", ms=3, label=label)
         axes.axhline(mean(OURS), color=colour, linestyle="--", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate of AdamW; dashed: AdamSLS, which has none")
     axes.set_ylabel("accuracy, held out")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(REGIMES))
     figure.savefig(path, dpi=150)
