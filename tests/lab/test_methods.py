@@ -253,6 +253,8 @@ def test_schedules(schedule, expected, model):
         ("prodigy:lr=0", "above 0"),
         ("adamsls:beta1=1", "below 1"),
         ("adamsls:c=0", "above 0"),
+        ("adamsls:share=0", "or inf for no bound"),
+        ("adamsls:split=rows", "none, layer, projection, module or tensor"),
     ],
 )
 def test_bad_text_gets_a_sentence_that_names_the_choices(text, named):
@@ -261,11 +263,25 @@ def test_bad_text_gets_a_sentence_that_names_the_choices(text, named):
     assert named in str(raised.value)
 
 
+def test_a_part_of_the_default_is_exchanged_and_the_others_are_the_librarys(model):
+    default = methods.parse("adamsls").build(model, 1).optimizer
+    bounded = methods.parse("adamsls:share=inf,c=0.3").build(model, 1).optimizer
+    assert bounded.search.guess == dataclasses.replace(default.search.guess, share=math.inf)
+    assert bounded.search.criterion == armijo.Armijo(0.3)
+    assert (bounded.direction, bounded.selection) == (default.direction, default.selection)
+    layers = methods.parse("adamsls:split=layer").build(model, 1).optimizer
+    assert (layers.search, layers.direction, layers.selection) == (default.search, default.direction, default.selection)
+    assert [each.label for each in layers.components] == [each["component"] for each in armijo.split(model, by="layer")]
+    assert [each.label for each in default.components] == ["all"]
+
+
 def test_what_the_library_refuses_is_bad_input(model):
     with pytest.raises(BadInputError, match=r"adamsls:c=2"):
         methods.parse("adamsls:c=2").build(model, 1)
     with pytest.raises(BadInputError, match=r"n_groups"):
         methods.parse("plasls:n_groups=9").build(model, 1)
+    with pytest.raises(BadInputError, match=r"add split=layer"):
+        methods.parse("adamsls:n_groups=2").build(model, 1)
     with pytest.raises(BadInputError, match=r"'plasls:n_groups=layers' cannot be built: .* give a number"):
         methods.parse("plasls:n_groups=layers").build(WithoutLayerCount(), 1)
 
