@@ -516,6 +516,21 @@ def test_components_promise_together_what_one_may_promise_alone() -> None:
     assert sum(guess.next(1.0, line, guess.defaults()) * line.slope for line in lines) == pytest.approx(0.5 * 3.0)
 
 
+def test_components_with_gradients_share_what_a_step_may_promise() -> None:
+    weights = [torch.nn.Parameter(torch.full((2,), value, dtype=torch.float64)) for value in (1.0, 3.0, 5.0)]
+    optimizer = armijo.LineSearch(
+        [{"params": [w], "component": str(i)} for i, w in enumerate(weights)],
+        direction=armijo.KeepLastGradient(armijo.GradientDirection()),
+        search=Backtracking(guess=armijo.Hypergradient(1e3)),
+        selection=armijo.Jointly(),
+    )
+    optimizer.step(lambda: (weights[0] ** 2).sum() + (weights[1] ** 2).sum())  # the third has no gradient
+    assert optimizer.report is not None
+    (search,) = optimizer.report.searches
+    promised = search.first_step_size * search.slope
+    assert promised == pytest.approx(0.5 * optimizer.report.loss)
+
+
 def test_a_hypergradient_weighs_its_steps_by_what_they_promised() -> None:
     guess = armijo.Hypergradient(0.1, rate=0.3, limit=0.8, mean=0.6, share=math.inf)
     memory, step_size, last_slope, along, promise = guess.defaults(), 0.1, 0.0, 0.0, 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -349,16 +350,7 @@ def test_a_resumed_run_goes_on_from_the_weights_and_not_from_their_average(
 
 def test_the_best_model_is_the_best_average(tmp_path: Path) -> None:
     model = bert(dropout=0.2)
-    options: dict[str, Any] = {
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "loss",
-        "greater_is_better": True,  # the first one, so that the last one is another
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-    }
-    trainer, _ = made(tmp_path, model, eval_dataset=rows(16, seed=1), **options)
+    trainer, _ = made(tmp_path, model, eval_dataset=rows(16, seed=1), **BEST)
     trainer.averaging = armijo.polynomial_average()
     kept = Iterates(model)
     trainer.add_callback(kept)
@@ -367,6 +359,130 @@ def test_the_best_model_is_the_best_average(tmp_path: Path) -> None:
     assert best is not None
     assert best < 12
     assert all(map(torch.equal, averaged(kept.after[:best]), parameters(model)))
+
+
+class OneArgument(InOrder):
+    """Loads as sentence-transformers does: other arguments, and the best model by the same method."""
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
+        super()._load_from_checkpoint(checkpoint_path)
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class OneArgumentArmijo(ArmijoMixin, OneArgument):
+    pass
+
+
+BEST: dict[str, Any] = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": True,  # an early one, so that the last one is another
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+}
+
+
+@pytest.mark.parametrize("averaging", [None, armijo.polynomial_average()])
+def test_a_trainer_that_loads_in_its_own_way(tmp_path: Path, averaging: Any) -> None:
+    model, again = bert(dropout=0.2), bert(dropout=0.2, seed=1)
+    trainer, through = made(tmp_path, model, OneArgumentArmijo, eval_dataset=rows(16, seed=1), **BEST)
+    trainer.averaging = averaging
+    kept = Iterates(model)
+    trainer.add_callback(kept)
+    trainer.train()
+    best = trainer.state.best_global_step
+    assert best is not None
+    assert best < 12
+    expected = kept.after[best - 1] if averaging is None else averaged(kept.after[:best])
+    assert all(map(torch.equal, expected, parameters(model)))
+    trainer, resumed = made(tmp_path, again, OneArgumentArmijo, save_strategy="no")
+    trainer.averaging = averaging
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert resumed.reports == through.reports[5:]
+    expected = kept.after[-1] if averaging is None else averaged(kept.after)
+    assert all(map(torch.equal, expected, parameters(again)))
+
+
+def test_where_the_best_model_is_missing_the_average_is_left(tmp_path: Path) -> None:
+    class Losing(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            shutil.rmtree(tmp_path / f"checkpoint-{state.global_step}")
+
+    model = bert(dropout=0.2)
+    trainer, _ = made(tmp_path, model, eval_dataset=rows(16, seed=1), **BEST)
+    trainer.averaging = armijo.polynomial_average()
+    kept = Iterates(model)
+    trainer.add_callback(kept)
+    trainer.add_callback(Losing())
+    trainer.train()
+    assert all(map(torch.equal, averaged(kept.after), parameters(model)))
+
+
+def test_several_sets_are_evaluated_and_a_callback_saves_the_average(tmp_path: Path) -> None:
+    class Saving(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            trainer.save_model(str(tmp_path / f"saved-{state.global_step}"))
+
+    model = bert(dropout=0.2)
+    sets = {"a": rows(16, seed=1), "b": rows(16, seed=2)}
+    trainer, _ = made(tmp_path, model, eval_dataset=sets, eval_strategy="steps", eval_steps=4)
+    trainer.averaging = armijo.polynomial_average()
+    kept = Iterates(model)
+    trainer.add_callback(kept)
+    trainer.add_callback(Saving())
+    trainer.train()
+    losses = [entry["eval_a_loss"] for entry in trainer.state.log_history if "eval_a_loss" in entry]
+    expected = [held_out_loss(model, averaged(kept.after[:k])) for k in (4, 8, 12)]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    saved = type(model).from_pretrained(tmp_path / "saved-4")
+    assert all(map(torch.equal, averaged(kept.after[:4]), parameters(saved)))
+
+
+def test_the_weights_of_an_earlier_run_do_not_stay_in_a_checkpoint(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 5}
+    for averaging, more in ((armijo.polynomial_average(), {}), (None, {}), (armijo.polynomial_average(), ONLY_MODEL)):
+        trainer, _ = made(tmp_path, bert(dropout=0.2), **options, **more)
+        trainer.averaging = averaging
+        trainer.train()
+        there = (tmp_path / "checkpoint-5" / "weights_in_training.pt").exists()
+        assert there == (averaging is not None and not more)
+
+
+ONLY_MODEL: dict[str, Any] = {"save_only_model": True}
+
+
+def test_torchs_own_averages_leave_integers_and_infinities_alone(tmp_path: Path) -> None:
+    from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+    model: Any = bert(dropout=0.2)
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    trainer, _ = made(tmp_path, model)
+    trainer.averaging = get_ema_multi_avg_fn(0.9)
+    trainer.train()
+    assert before.keys() >= {"mask", "bert.embeddings.position_ids"}
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_step_that_was_not_taken_is_no_part_of_the_average(tmp_path: Path) -> None:
+    model = bert(dropout=0.2)
+
+    def broken_once(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(outputs.logits, labels)
+        return loss * torch.nan if trainer.state.global_step == 3 else loss
+
+    trainer, _ = made(tmp_path, model, compute_loss_func=broken_once)
+    trainer.averaging = armijo.polynomial_average()
+    kept = Iterates(model)
+    trainer.add_callback(kept)
+    trainer.train()
+    assert all(map(torch.equal, kept.after[2], kept.after[3]))
+    assert all(map(torch.equal, averaged([*kept.after[:3], *kept.after[4:]]), parameters(model)))
 
 
 def test_lora_averages_what_is_trained(tmp_path: Path) -> None:

@@ -282,6 +282,8 @@ def test_what_the_library_refuses_is_bad_input(model):
         methods.parse("plasls:n_groups=9").build(model, 1)
     with pytest.raises(BadInputError, match=r"add split=layer"):
         methods.parse("adamsls:n_groups=2").build(model, 1)
+    with pytest.raises(BadInputError, match=r"Leave one out"):
+        methods.parse("adamsls:guess=growth,share=1").build(model, 1)
     with pytest.raises(BadInputError, match=r"'plasls:n_groups=layers' cannot be built: .* give a number"):
         methods.parse("plasls:n_groups=layers").build(WithoutLayerCount(), 1)
 

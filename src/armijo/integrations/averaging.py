@@ -18,7 +18,7 @@ Average = Callable[[Any, Any, Any], None]
 
 
 class WeightAverage:
-    """torch's `AveragedModel` of what is trained, and of the buffers; what is frozen is not copied.
+    """torch's `AveragedModel` of what is trained, and of running statistics; what is frozen is not copied.
 
     Args:
         model: the model, where its weights will stay.
@@ -26,8 +26,9 @@ class WeightAverage:
     """
 
     def __init__(self, model: Module, average: Average) -> None:
-        self._weights = _Trained(model)
+        self._weights = _TrainedWeights(model)
         self._averaged = AveragedModel(self._weights, multi_avg_fn=average, use_buffers=True)
+        self._depth = 0
 
     def update(self) -> None:
         """Take the weights in. To be called after each step."""
@@ -35,12 +36,19 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Meanwhile the model has the average for its weights; before the first `update` it keeps them."""
-        self._swap()
+        """Meanwhile the model has the average for its weights; before the first `update` it keeps them.
+
+        It may be nested.
+        """
+        if self._depth == 0:
+            self._swap()
+        self._depth += 1
         try:
             yield
         finally:
-            self._swap()
+            self._depth -= 1
+            if self._depth == 0:
+                self._swap()
 
     def leave_in_place(self) -> None:
         """Give the model the average for good."""
@@ -71,8 +79,11 @@ class WeightAverage:
             a.copy_(kept)
 
 
-class _Trained(Module):
-    """The parameters of a model that are trained, and its buffers, under names without dots."""
+class _TrainedWeights(Module):
+    """The parameters of a model that are trained, and the buffers of which there is a mean, under names without dots.
+
+    There is none of integers (positions, counts) and of infinities (masks): those stay in the model as they are.
+    """
 
     def __init__(self, model: Module) -> None:
         super().__init__()
@@ -80,6 +91,8 @@ class _Trained(Module):
             if parameter.requires_grad:
                 self.register_parameter(name.replace(".", "/"), parameter)
         for name, buffer in model.named_buffers():
+            if not (buffer.is_floating_point() and bool(buffer.isfinite().all())):
+                continue
             self.register_buffer(name.replace(".", "/"), buffer)
 
 

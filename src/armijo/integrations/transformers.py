@@ -160,6 +160,7 @@ class ArmijoMixin(_Base):
     averaging: Average | None = None
 
     _average: WeightAverage | None = None
+    _is_loading_best = False
     _window: Window | None = None
     _counter: _StepCounter | None = None
     _searcher: LineSearch | None = None
@@ -244,29 +245,41 @@ class ArmijoMixin(_Base):
         """Save the model, during training the average if there is one."""
         with self._averaged():
             super().save_model(output_dir, _internal_call)
-        if _internal_call and self._average is not None and self.args.should_save and not self.args.save_only_model:
-            assert output_dir is not None
-            torch.save(self._average.weights(), Path(output_dir) / _WEIGHTS)
+        if _internal_call and output_dir is not None and self.args.should_save:
+            path = Path(output_dir) / _WEIGHTS
+            if self._average is not None and not self.args.save_only_model:
+                torch.save(self._average.weights(), path)
+            else:
+                # Of an earlier run that wrote into this folder.
+                path.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------------ private
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._average is None else self._average.in_place()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = Path(resume_from_checkpoint) / _WEIGHTS
-        if path.exists():
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # Trainers of other libraries have other arguments here; the folder is always the first.
+        super()._load_from_checkpoint(*args, **kwargs)
+        folder, *others = (*args, *kwargs.values())
+        path = Path(folder) / _WEIGHTS
+        if path.exists() and not self._is_loading_best:
+            held: Any = next((each for each in others if isinstance(each, Module)), self.model)
             # Without averaging from here on, training still goes on from the weights, not from their average.
-            held: Any = self.model if model is None else model
-            trained = self._trained_module(held)
-            average = WeightAverage(trained, self.averaging or polynomial_average())
+            average = WeightAverage(self._trained_module(held), self.averaging or polynomial_average())
             average.resume(torch.load(path, map_location="cpu", weights_only=True))
             self._average = average if self.averaging is not None else None
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._average = None
+        if self._average is not None:
+            # Where the best one cannot be loaded, the Trainer goes on with what is there.
+            self._average.leave_in_place()
+            self._average = None
+        self._is_loading_best = True
+        try:
+            super()._load_best_model()
+        finally:
+            self._is_loading_best = False
 
     @contextmanager
     def _recording(self) -> Iterator[None]:

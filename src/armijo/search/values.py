@@ -76,7 +76,7 @@ class Line:
         longest: the largest step size that may be tried, from `max_step_size` and the parameters' number format.
         derivatives: by name, ⟨∇f(w), v⟩ for each further vector v that the direction's `probes` returns, and ⟨h, d⟩ for
             each of its `past_gradients` h. The latter for a block is Σ_l ⟨h_l, d_l⟩.
-        components: how many components the optimizer has, which move at the same step: f(w) is the loss of all.
+        components: how many components have gradients at this step, and move with one another: f(w) is the loss of all.
     """
 
     loss: float

@@ -212,6 +212,7 @@ def compute_lines(
     slopes, *derivatives = (numbers[start : start + n_groups] for start in range(0, len(numbers), n_groups))
     value, resolution = loss_sign(optimizer) * objective.value(), objective.resolution()
     names = optimizer.search.defaults()
+    moving = sum(any(groups[index].parameters for index in component.groups) for component in components)
     lines: list[ComponentLine] = []
     for component in components:
         members = tuple(groups[index] for index in component.groups)
@@ -228,7 +229,7 @@ def compute_lines(
                     for name, along in zip(past_names + probe_names, derivatives, strict=True)
                 }
             ),
-            components=len(components),
+            components=moving,
         )
         finite = line.finite
         if not slopes_needed and any(member.kernel.sums_gradients for member in members):

@@ -130,6 +130,10 @@ def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
         raise BadInputError("n_groups is how many groups split=layer makes; add split=layer, or leave n_groups out.")
     parameters = trainable_parameters(model) if alone else _split(model, settings, by)
     grows, share = settings.pop("guess", "hypergradient") == "growth", settings.pop("share", None)
+    if grows and share is not None:
+        raise BadInputError(
+            "share bounds the hypergradient's step; with guess=growth there is no bound. Leave one out."
+        )
     if settings.pop("when", "demand") == "always":
         settings["selection"] = armijo.Jointly()
     settings = _join_betas(settings, 0.0)

@@ -39,7 +39,7 @@ RATES_OF = {
     "whole": ("3e-5", "1e-4", "3e-4", "1e-3", "1e-2"),
 }
 """Those of each regime: of LoRA and of whole models, whose runs take minutes, the rates around the best known one, and
-those that are best elsewhere."""
+others so that three are run everywhere."""
 
 EVERYWHERE = tuple(rate for rate in RATES if all(rate in rates for rates in RATES_OF.values()))
 """The rates that every regime has."""
