@@ -430,7 +430,7 @@ def test_nothing_is_logged_or_counted_twice() -> None:
     kept, end, module = Kept(), AtTheEnd(), Busy(bert(dropout=0.2))
     _, watch = fitted(module, end, logger=kept)
     losses = [report.loss for report in watch.reports]
-    assert Busy.all_calls == watch.reports[-1].total_forwards > 24  # pyright: ignore
+    assert Busy.all_calls == watch.reports[-1].total_forwards >= 24  # pyright: ignore
     assert module.calls == len(module.seen) == 12
     assert module.seen == list(range(6)) * 2
     assert module.by_kind["loss"] == pytest.approx(losses)
