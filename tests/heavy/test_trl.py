@@ -183,7 +183,7 @@ def test_sft_in_mixed_precision(tmp_path: Path) -> None:
     updates = watched(trainer)
     trainer.train()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert accepted(updates.reports) > len(updates.reports) // 2
+    assert accepted(updates.reports, c=0.5) == sum(bool(report.searches) for report in updates.reports) >= 5
     with torch.autocast("cpu", torch.bfloat16):
         first = next_token(twin)(updates.batches[0][0], updates.batches[0])
     assert updates.reports[0].loss == pytest.approx(first.item(), rel=1e-2)
