@@ -96,7 +96,8 @@ def features(batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
 def same(found: list[armijo.StepReport], wanted: list[armijo.StepReport], rtol: float = 1e-6) -> None:
     """The same steps: outcomes and trials exactly, losses up to rounding, and so step sizes, which follow slopes.
 
-    A slope is a sum of squares in float32, and where a step promises half of the loss, η is that over the slope.
+    A slope is a sum of squares in float32, and where a step promises half of the loss, η is that over the slope: it
+    agrees as the losses do, to three millionths at worst.
     """
     assert len(found) == len(wanted) > 0
     for one, other in zip(found, wanted, strict=True):
@@ -106,7 +107,7 @@ def same(found: list[armijo.StepReport], wanted: list[armijo.StepReport], rtol: 
         assert one.forwards == other.forwards
         torch.testing.assert_close(one.loss, other.loss, rtol=rtol, atol=1e-9)
         sizes = [[c.step_size for c in report.components] for report in (one, other)]
-        torch.testing.assert_close(sizes[0], sizes[1], rtol=3e-6, atol=0)
+        torch.testing.assert_close(sizes[0], sizes[1], rtol=min(rtol, 3e-6), atol=0)
 
 
 def accepted(reports: list[armijo.StepReport], c: float = 0.1) -> int:

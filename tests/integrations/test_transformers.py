@@ -350,21 +350,14 @@ def test_a_resumed_run_goes_on_from_the_weights_and_not_from_their_average(
 
 def test_the_best_model_is_the_best_average(tmp_path: Path) -> None:
     model = bert(dropout=0.2)
-    trainer, _ = made(tmp_path, model, eval_dataset=rows(16, seed=1), **BEST)
-    trainer.averaging = armijo.polynomial_average()
-    kept = Iterates(model)
-    trainer.add_callback(kept)
-    trainer.train()
-    best = trainer.state.best_global_step
-    assert best is not None
-    assert best < 12
+    _, kept, best = trained_to_the_best(tmp_path, model, InOrderArmijo, armijo.polynomial_average())
     assert all(map(torch.equal, averaged(kept.after[:best]), parameters(model)))
 
 
 class OneArgument(InOrder):
     """Loads as sentence-transformers does: other arguments, and the best model by the same method."""
 
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:  # type: ignore[override]
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         super()._load_from_checkpoint(checkpoint_path)
 
     def _load_best_model(self) -> None:
@@ -387,10 +380,11 @@ BEST: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("averaging", [None, armijo.polynomial_average()])
-def test_a_trainer_that_loads_in_its_own_way(tmp_path: Path, averaging: Any) -> None:
-    model, again = bert(dropout=0.2), bert(dropout=0.2, seed=1)
-    trainer, through = made(tmp_path, model, OneArgumentArmijo, eval_dataset=rows(16, seed=1), **BEST)
+def trained_to_the_best(
+    folder: Path, model: nn.Module, kind: type[Trainer], averaging: Any
+) -> tuple[Watching, Iterates, int]:
+    """What was watched, the weights after each update, and the update whose model was loaded in the end."""
+    trainer, watch = made(folder, model, kind, eval_dataset=rows(16, seed=1), **BEST)
     trainer.averaging = averaging
     kept = Iterates(model)
     trainer.add_callback(kept)
@@ -398,6 +392,13 @@ def test_a_trainer_that_loads_in_its_own_way(tmp_path: Path, averaging: Any) -> 
     best = trainer.state.best_global_step
     assert best is not None
     assert best < 12
+    return watch, kept, best
+
+
+@pytest.mark.parametrize("averaging", [None, armijo.polynomial_average()])
+def test_a_trainer_that_loads_in_its_own_way(tmp_path: Path, averaging: Any) -> None:
+    model, again = bert(dropout=0.2), bert(dropout=0.2, seed=1)
+    through, kept, best = trained_to_the_best(tmp_path, model, OneArgumentArmijo, averaging)
     expected = kept.after[best - 1] if averaging is None else averaged(kept.after[:best])
     assert all(map(torch.equal, expected, parameters(model)))
     trainer, resumed = made(tmp_path, again, OneArgumentArmijo, save_strategy="no")

@@ -33,25 +33,25 @@ class KeepLastGradient(WrappedDirection):
         ConfigurationError: if that is no direction.
     """
 
-    kept: ClassVar[str] = "last_gradient"
+    moment: ClassVar[str] = "last_gradient"
 
     def update(
         self, grads: Tensors, states: list[ParameterState], scratch: Tensors, group: Mapping[str, Any]
     ) -> Tensors:
         """That of `direction`; the gradients are kept."""
         updates = self.direction.update(grads, states, scratch, group)
-        torch._foreach_copy_(self._kept_in(states), grads)
+        torch._foreach_copy_(self._last_of(states), grads)
         return updates
 
     def record_step(self, states: list[ParameterState], updates: Tensors, step_size: float) -> None:
         """Forget the gradients of a step that was not taken."""
         self.direction.record_step(states, updates, step_size)
         if step_size == 0:
-            torch._foreach_zero_(self._kept_in(states))
+            torch._foreach_zero_(self._last_of(states))
 
     def past_gradients(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
         """Those of `direction`, and `last_gradient`."""
-        return {**self.direction.past_gradients(states, group), self.kept: self._kept_in(states)}
+        return {**self.direction.past_gradients(states, group), self.moment: self._last_of(states)}
 
     def kernel(
         self,
@@ -65,7 +65,7 @@ class KeepLastGradient(WrappedDirection):
         if not inherits(self, KeepLastGradient, *KERNEL_METHODS):
             return None
         inner = self.direction.kernel(parameters, grads, states, group, workspace)
-        return None if inner is None else _LastGradientKernel(inner, grads, self._kept_in(states))
+        return None if inner is None else _LastGradientKernel(inner, grads, self._last_of(states))
 
 
 class _LastGradientKernel(WrappedKernel):

@@ -37,12 +37,12 @@ class KeepLastStep(WrappedDirection):
         ConfigurationError: if that is no direction.
     """
 
-    kept: ClassVar[str] = "last_step"
+    moment: ClassVar[str] = "last_step"
 
     def record_step(self, states: list[ParameterState], updates: Tensors, step_size: float) -> None:
         """Write step_size·u into `last_step`."""
         self.direction.record_step(states, updates, step_size)
-        last = self._kept_in(states)
+        last = self._last_of(states)
         if step_size == 0:
             torch._foreach_zero_(last)
         else:
@@ -51,7 +51,7 @@ class KeepLastStep(WrappedDirection):
 
     def probes(self, states: list[ParameterState], group: Mapping[str, Any]) -> dict[str, Tensors]:
         """Those of `direction`, and `last_step`."""
-        return {**self.direction.probes(states, group), self.kept: self._kept_in(states)}
+        return {**self.direction.probes(states, group), self.moment: self._last_of(states)}
 
     def kernel(
         self,
@@ -65,7 +65,7 @@ class KeepLastStep(WrappedDirection):
         if not inherits(self, KeepLastStep, *KERNEL_METHODS):
             return None
         inner = self.direction.kernel(parameters, grads, states, group, workspace)
-        return None if inner is None else _LastStepKernel(inner, self._kept_in(states))
+        return None if inner is None else _LastStepKernel(inner, self._last_of(states))
 
 
 class _LastStepKernel(WrappedKernel):

@@ -30,8 +30,8 @@ class WrappedDirection(Direction):
         ConfigurationError: if that is no direction.
     """
 
-    kept: ClassVar[str]
-    """The name of the moment."""
+    moment: ClassVar[str]
+    """The name of the moment, of the parameter's shape, in which a vector of the last step is kept."""
 
     direction: Direction
 
@@ -49,9 +49,9 @@ class WrappedDirection(Direction):
     def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         """Those of `direction`, and one of the parameter's shape, of zeros."""
         moments = self.direction.moments(parameter)
-        if self.kept in moments:
-            raise ConfigurationError(f"{self.direction!r} has a moment {self.kept} of its own; rename it.")
-        return {**moments, self.kept: torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+        if self.moment in moments:
+            raise ConfigurationError(f"{self.direction!r} has a moment {self.moment} of its own; rename it.")
+        return {**moments, self.moment: torch.zeros_like(parameter, memory_format=torch.preserve_format)}
 
     def search_direction(self, grads: Tensors, states: list[ParameterState], group: Mapping[str, Any]) -> Tensors:
         """That of `direction`."""
@@ -75,8 +75,8 @@ class WrappedDirection(Direction):
         """Those of `direction`."""
         return self.direction.past_gradients(states, group)
 
-    def _kept_in(self, states: list[ParameterState]) -> Tensors:
-        return [state[self.kept] for state in states]
+    def _last_of(self, states: list[ParameterState]) -> Tensors:
+        return [state[self.moment] for state in states]
 
 
 class WrappedKernel:
