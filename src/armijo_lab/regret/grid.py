@@ -36,10 +36,10 @@ RATES = ("1e-5", "3e-5", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1")
 RATES_OF = {
     "head": RATES,
     "lora": ("1e-4", "1e-3", "3e-3", "1e-2"),
-    "whole": ("3e-5", "1e-4", "3e-4", "1e-3", "1e-2"),
+    "whole": ("3e-5", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2"),
 }
 """Those of each regime: of LoRA and of whole models, whose runs take minutes, the rates around the best known one, and
-others so that three are run everywhere."""
+others so that four are run everywhere."""
 
 EVERYWHERE = tuple(rate for rate in RATES if all(rate in rates for rates in RATES_OF.values()))
 """The rates that every regime has."""
