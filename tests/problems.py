@@ -20,10 +20,23 @@ ALL = [*RECOMMENDED, *PAPER]
 def growing_adam(
     params: Any, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, c: float = 0.1, **options: Any
 ) -> armijo.LineSearch:
-    """Adam with momentum whose step size grows from step to step, searched in every one: PLASLS with one component."""
+    """Adam with momentum whose step size grows from step to step, searched in every one."""
     settings = {"selection": armijo.Jointly(), "partition": armijo.Together(), **options}
     search = armijo.Backtracking(armijo.Armijo(c), armijo.Growth(0.1))
     return armijo.LineSearch(params, direction=armijo.AdamDirection(betas, eps), search=search, **settings)
+
+
+def cycling_adam(params: Any, **options: Any) -> armijo.LineSearch:
+    """The same with a step size for each component, of which one is searched a step, as in the paper's PLASLS."""
+    parts = {"selection": armijo.Cycle(), "merging": armijo.MergeSmallest(), "partition": armijo.ByLabel()}
+    return growing_adam(params, **parts | options)
+
+
+def growing_sgd(params: Any, c: float = 0.1, **options: Any) -> armijo.LineSearch:
+    """Stochastic gradient descent whose step size grows from step to step, searched in every one."""
+    settings = {"partition": armijo.Together(), **options}
+    search = armijo.Backtracking(armijo.Armijo(c), armijo.Growth(0.1))
+    return armijo.LineSearch(params, direction=armijo.GradientDirection(), search=search, **settings)
 
 
 def name_of(kind: type) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 import armijo
 from armijo.evaluation.rng import RandomState
-from problems import ALL, Problem, everything, name_of, same, stuck
+from problems import ALL, Problem, cycling_adam, everything, name_of, same, stuck
 
 every = pytest.mark.parametrize
 
@@ -103,7 +103,7 @@ def test_a_group_that_fails_to_be_added_leaves_no_trace() -> None:
 def test_a_group_that_joins_a_component_takes_its_step_size_over() -> None:
     problem = Problem()
     first, *others = problem.groups()
-    optimizer = armijo.PLASLS([first])
+    optimizer = cycling_adam([first])
     optimizer.step(problem.closure())
     optimizer.add_param_group({**others[0], "component": first["component"]})
     optimizer.add_param_group(others[1])
@@ -143,7 +143,7 @@ def test_groups_are_components_in_plasls_and_one_component_in_the_others() -> No
 
 def test_per_group_values_act_per_group() -> None:
     weights = [nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(3)]
-    optimizer = armijo.PLASLS(
+    optimizer = cycling_adam(
         [
             {"params": [weights[0]], "lr": 0.0},
             {"params": [weights[1]], "max_step_size": 1e-3},

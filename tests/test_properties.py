@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import armijo
-from problems import growing_adam
+from problems import cycling_adam, growing_adam
 
 every = pytest.mark.parametrize
 
@@ -104,7 +104,17 @@ def test_an_accepted_trial_satisfies_the_inequality_recomputed_independently(
 @every(
     "selection", [armijo.Cycle(), armijo.Cycle(0), armijo.EachAlone(), armijo.EachAlone(0), armijo.Jointly()], ids=repr
 )
-def test_plasls_with_one_component_is_adam_with_one_step_size(seed: int, selection: Any) -> None:
+@every(
+    "kinds",
+    [
+        (cycling_adam, growing_adam),
+        (armijo.PLASLS, lambda params: armijo.AdamSLS(params, selection=armijo.Jointly())),
+    ],
+    ids=["growing", "recommended"],
+)
+def test_plasls_with_one_component_is_adam_with_one_step_size(seed: int, selection: Any, kinds: Any) -> None:
+    components, together = kinds
+
     def run(make: Callable[[Classification], armijo.LineSearch]) -> list[torch.Tensor]:
         problem = Classification(seed, torch.float32, dropout=0.2)
         optimizer = make(problem)
@@ -113,9 +123,9 @@ def test_plasls_with_one_component_is_adam_with_one_step_size(seed: int, selecti
         return [p.detach() for p in problem.model.parameters()]
 
     def plasls(problem: Classification) -> armijo.LineSearch:
-        return armijo.PLASLS([{"params": list(problem.model.parameters()), "component": "all"}], selection=selection)
+        return components([{"params": list(problem.model.parameters()), "component": "all"}], selection=selection)
 
-    for a, b in zip(run(plasls), run(lambda problem: growing_adam(problem.model.parameters())), strict=True):
+    for a, b in zip(run(plasls), run(lambda problem: together(problem.model.parameters())), strict=True):
         assert torch.equal(a, b)
 
 

@@ -1,18 +1,17 @@
 """The recommended optimizers: each is `LineSearch` with chosen parts.
 
-| | direction | criterion | guess | selection |
-|---|---|---|---|---|
-| `SGDSLS` | `GradientDirection()` | `Armijo(0.1)` | `Growth()` | `Jointly()` |
-| `AdamSLS` | `KeepLastGradient(AdamDirection((0.0, 0.999)))` | `Armijo(0.5)` | `Hypergradient()` | `OnDemand()` |
-| `PLASLS` | `AdamDirection()` | `Armijo(0.1)` | `Growth()` | `Cycle()` |
+| | direction | guess |
+|---|---|---|
+| `SGDSLS` | `GradientDirection()` | `Growth(10.0)` |
+| `AdamSLS`, `PLASLS` | `KeepLastGradient(AdamDirection((0.0, 0.999)))` | `Hypergradient()` |
 
-The first two have one component for the whole model, `Together()`, and nothing to merge; PLASLS has `ByLabel()` and
-`MergeSmallest()`. The search of all three is `Backtracking(criterion, guess)`.
+The search of all three is `Backtracking(Armijo(0.5), guess)`, their selection `OnDemand()`. The first two have one
+component for the whole model, `Together()`, and nothing to merge; PLASLS has `ByLabel()` and `MergeSmallest()`.
 
-AdamSLS takes what it has tried, lets the next batch correct the step size, and searches on demand. In these points all
-three differ from `armijo.paper`: the search contracts faster the longer it fails, so that one from far above takes a
-dozen trials instead of seventy; a search that finds nothing moves nothing and keeps the step size; a component without
-a slope keeps its step size.
+They take what they have tried and search on demand; the two with Adam's direction let the next batch correct their step
+sizes. In these points they differ from `armijo.paper`, and in three more: the search contracts faster the longer it
+fails, so that one from far above takes a dozen trials instead of seventy; a search that finds nothing moves nothing and
+keeps the step size; a component without a slope keeps its step size.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from armijo.components.merging import MergeSmallest, Merging, NeverMerge
 from armijo.components.on_demand import OnDemand
 from armijo.components.partition import ByLabel, Together
-from armijo.components.selection import Cycle, Jointly, Selection
+from armijo.components.selection import Selection
 from armijo.directions.adam import AdamDirection
 from armijo.directions.gradient import GradientDirection
 from armijo.directions.last_gradient import KeepLastGradient
@@ -74,7 +73,7 @@ class SGDSLS(LineSearch):
         weight_decay: decoupled, ≥ 0: w ← (1 - lr·η·λ)·w.
         c: the share of the promised decrease that a trial must reach, 0 < c < 1.
         initial_step_size: the first η to try, > 0.
-        selection: when to search; `Every(3)` searches at every third step.
+        selection: when to search: on demand, or in every step with `Jointly()`.
         options: `maximize`, `max_step_size`, `process_group`; see `LineSearch`.
 
     Raises:
@@ -97,9 +96,9 @@ class SGDSLS(LineSearch):
         lr: float = 1.0,
         weight_decay: float = 0.0,
         *,
-        c: float = 0.1,
-        initial_step_size: float = 0.1,
-        selection: Selection = Jointly(),
+        c: float = 0.5,
+        initial_step_size: float = 10.0,
+        selection: Selection = OnDemand(),
         **options: Unpack[Options],
     ) -> None:
         _check_options(self, options)
@@ -180,22 +179,26 @@ class AdamSLS(LineSearch):
 
 
 class PLASLS(LineSearch):
-    """Adam with an Armijo line search for each component of the network: a step size each, and no learning rate.
+    """AdamSLS with a step size for each component of the network.
 
-        trial   w(η) differs from w in component l alone: w^(l) - η·P^(l)·g^(l)
-                accepted if f(w(η)) ≤ f(w) - c·η·S^(l), with S^(l) = Σ over l of g²·P
-        update  every component together: w^(l) ← w^(l) - η_l·P^(l)·m̂^(l)
+        trial   every component together: w^(l)(s) = w^(l) - s·η_l·P^(l)·g^(l)
+                accepted if f(w(s)) ≤ f(w) - c·s·Σ_l η_l·S^(l), with S^(l) = Σ over l of g²·P
+        update  w ← w(s), η_l ← s·η_l
+
+    From step to step the next batch corrects each η_l by itself, at no forward pass (`Hypergradient`); searches test
+    what the components do together.
 
     Args:
         params: labelled groups, as `armijo.split` makes them. A group without "component" is a component of its own.
         lr: a multiplier of the found step sizes, ≥ 0.
-        betas: Adam's (β1, β2), each in [0, 1).
+        betas: Adam's (β1, β2), each in [0, 1). With β1 > 0 the update is w - η·P·m̂, with a bias-corrected momentum m̂
+            that no trial has tested.
         eps: Adam's ε ≥ 0.
         weight_decay: decoupled, ≥ 0: w ← (1 - lr·η·λ)·w.
         c: the share of the promised decrease that a trial must reach, 0 < c < 1.
-        initial_step_size: the first η to try, > 0.
-        selection: which components are searched at a step: `Cycle()` (one, in order), `EachAlone()` (every one,
-            alone) or `Jointly()` (all with one scalar).
+        initial_step_size: the longest first η to try, > 0; less where that would promise more than the loss.
+        selection: when and what to search: all components together, on demand; `Jointly()` does so in every step, the
+            paper's `Cycle()` one component a step, `EachAlone()` every component alone.
         merging: when two components become one.
         options: `maximize`, `max_step_size`, `process_group`; see `LineSearch`.
 
@@ -203,7 +206,7 @@ class PLASLS(LineSearch):
         ConfigurationError: if an argument or a group cannot be used.
 
     Source:
-        arXiv 2403.18506 (PLASLS), with the changes named in this module's docstring.
+        arXiv 2403.18506 (PLASLS), with the changes named in this module's docstring; arXiv 1703.04782.
 
     Examples:
         >>> import torch, armijo
@@ -219,21 +222,21 @@ class PLASLS(LineSearch):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float] = (0.0, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        c: float = 0.1,
+        c: float = 0.5,
         initial_step_size: float = 0.1,
-        selection: Selection = Cycle(),
+        selection: Selection = OnDemand(),
         merging: Merging = MergeSmallest(),
         **options: Unpack[Options],
     ) -> None:
         _check_options(self, options)
         super().__init__(
             params,
-            direction=AdamDirection(betas, eps),
-            search=Backtracking(Armijo(c), Growth(initial_step_size)),
+            direction=KeepLastGradient(AdamDirection(betas, eps)),
+            search=Backtracking(Armijo(c), Hypergradient(initial_step_size)),
             selection=selection,
             merging=merging,
             partition=ByLabel(),

@@ -29,7 +29,7 @@ from contracts.extensions import (
     WhileLossRose,
     by_shape,
 )
-from problems import Problem, everything, same
+from problems import Problem, cycling_adam, everything, same
 
 every = pytest.mark.parametrize
 Gradient = armijo.GradientDirection
@@ -321,7 +321,7 @@ def test_merging_keeps_the_memory_of_the_component_that_stays() -> None:
 def test_a_cycle_takes_its_place_modulo_at_the_merge_and_not_later() -> None:
     problem = Problem()
     *groups, late = problem.groups()
-    optimizer = armijo.PLASLS(groups, selection=armijo.Cycle(0))
+    optimizer = cycling_adam(groups, selection=armijo.Cycle(0))
     for _ in range(2):
         optimizer.step(problem.closure())
     assert optimizer.param_groups[0]["cycle_place"] == 2
@@ -835,7 +835,7 @@ def test_a_splitting_rule_is_a_function() -> None:
 
 def test_each_search_is_reported_with_its_trials() -> None:
     problem = Problem()
-    optimizer = armijo.PLASLS(problem.groups(), selection=armijo.EachAlone(joint_steps=1))
+    optimizer = cycling_adam(problem.groups(), selection=armijo.EachAlone(joint_steps=1))
     optimizer.step(problem.closure())
     assert optimizer.report is not None
     (search,) = optimizer.report.searches

@@ -24,7 +24,20 @@ import armijo
 import armijo.step.step as step_module
 from armijo.evaluation.rng import RandomState
 from evaluation.test_honest_trials import MODELS, closure_for, seeded
-from problems import ALL, PAPER, RECOMMENDED, Problem, everything, failing, hopeless, name_of, same, statuses, stuck
+from problems import (
+    ALL,
+    PAPER,
+    RECOMMENDED,
+    Problem,
+    cycling_adam,
+    everything,
+    failing,
+    hopeless,
+    name_of,
+    same,
+    statuses,
+    stuck,
+)
 
 every = pytest.mark.parametrize
 
@@ -473,7 +486,7 @@ def test_a_loss_independent_of_a_component(kind: Any) -> None:
 @every("kind", RECOMMENDED, ids=name_of)
 def test_a_failed_search_moves_nothing_and_keeps_the_step_size(kind: Any) -> None:
     weight = nn.Parameter(torch.ones(3))
-    optimizer = kind([weight])
+    optimizer = kind([weight], initial_step_size=0.1)
     for _ in range(5):
         optimizer.step(stuck(weight))
         assert optimizer.report.components[0].status == "exhausted"
@@ -487,7 +500,7 @@ def test_a_failed_search_moves_nothing_and_keeps_the_step_size(kind: Any) -> Non
 
 def test_a_failed_component_stays_while_the_others_move() -> None:
     stays, moves = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    optimizer = armijo.PLASLS([{"params": [stays]}, {"params": [moves]}], selection=armijo.Cycle(joint_steps=0))
+    optimizer = cycling_adam([{"params": [stays]}, {"params": [moves]}], selection=armijo.Cycle(joint_steps=0))
     optimizer.step(lambda: stuck(stays)() + moves.square().sum())
     assert optimizer.report is not None
     assert [component.status for component in optimizer.report.components] == ["exhausted", "unsearched"]

@@ -191,7 +191,7 @@ def test_a_loss_that_differentiates_inside_is_searched_with_gradients_enabled(ki
         assert loss == report.loss
         # One evaluation of the first trial was in vain; from then on it is known.
         assert report.forwards == 1 + sum(len(each.trials) for each in report.searches) + (step == 0)
-        if kind is armijo.SGDSLS:  # it moves to the point that it tested
+        if kind is armijo.SGDSLS and report.searches:  # it moves to the point that it tested
             after = torch.get_rng_state()
             torch.set_rng_state(random)
             assert float(closure().detach()) == pytest.approx(report.components[0].trial_loss, rel=1e-12)

@@ -160,13 +160,13 @@ def test_a_package_that_is_missing_is_named(model, monkeypatch):
 
 
 def test_arguments_are_read():
-    method = methods.parse("plasls:split=projection,schedule=each,c=0.2,weight_decay=0")
-    assert method.name == "plasls"
+    method = methods.parse("growing-plasls:split=projection,schedule=each,c=0.2,weight_decay=0")
+    assert method.name == "growing-plasls"
     assert method.arguments == {"split": "projection", "schedule": "each", "c": 0.2, "weight_decay": 0.0}
 
 
 def test_arguments_reach_the_optimizer(model):
-    text = "plasls:split=projection,schedule=joint,c=0.2,beta1=0,max_step_size=0.5"
+    text = "growing-plasls:split=projection,schedule=joint,c=0.2,beta1=0,max_step_size=0.5"
     optimizer = methods.parse(text).build(model, 1).optimizer
     assert {group["component"] for group in optimizer.param_groups} == {"query", "key", "value", "rest"}
     assert optimizer.selection == armijo.Jointly()
@@ -177,7 +177,7 @@ def test_arguments_reach_the_optimizer(model):
     assert paper.selection == armijo.EachAlone(2)
     assert paper.param_groups[0]["component"] == "embeddings"
     assert len(paper.param_groups) == 3
-    layers = methods.parse("plasls:n_groups=layers,joint_steps=3").build(model, 1).optimizer
+    layers = methods.parse("growing-plasls:n_groups=layers,joint_steps=3").build(model, 1).optimizer
     assert [group["component"] for group in layers.param_groups] == ["embeddings", "layers.0", "layers.1", "head"]
     assert layers.selection == armijo.Cycle(3)
 
@@ -185,11 +185,11 @@ def test_arguments_reach_the_optimizer(model):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("plasls", armijo.MergeSmallest()),
-        ("plasls:merge=never", armijo.NeverMerge()),
-        ("plasls:merge_below=1e-6", armijo.MergeSmallest(1e-6)),
-        ("plasls:merge=minimum", armijo.MergeSmallest(rule="minimum")),
-        ("plasls:merge=neighbour,merge_below=0.1", armijo.MergeNeighbours(0.1)),
+        ("growing-plasls", armijo.MergeSmallest()),
+        ("growing-plasls:merge=never", armijo.NeverMerge()),
+        ("growing-plasls:merge_below=1e-6", armijo.MergeSmallest(1e-6)),
+        ("growing-plasls:merge=minimum", armijo.MergeSmallest(rule="minimum")),
+        ("growing-plasls:merge=neighbour,merge_below=0.1", armijo.MergeNeighbours(0.1)),
     ],
 )
 def test_merging_is_chosen_by_rule_and_threshold(text, expected, model):
@@ -254,7 +254,7 @@ def test_schedules(schedule, expected, model):
         ("adamsls:beta1=1", "below 1"),
         ("adamsls:c=0", "above 0"),
         ("adamsls:share=0", "or inf for no bound"),
-        ("adamsls:split=rows", "none, layer, projection, module or tensor"),
+        ("plasls:schedule=each", "it takes split, n_groups"),
     ],
 )
 def test_bad_text_gets_a_sentence_that_names_the_choices(text, named):
@@ -269,7 +269,7 @@ def test_a_part_of_the_default_is_exchanged_and_the_others_are_the_librarys(mode
     assert bounded.search.guess == dataclasses.replace(default.search.guess, share=math.inf)
     assert bounded.search.criterion == armijo.Armijo(0.3)
     assert (bounded.direction, bounded.selection) == (default.direction, default.selection)
-    layers = methods.parse("adamsls:split=layer").build(model, 1).optimizer
+    layers = methods.parse("plasls").build(model, 1).optimizer
     assert (layers.search, layers.direction, layers.selection) == (default.search, default.direction, default.selection)
     assert [each.label for each in layers.components] == [each["component"] for each in armijo.split(model, by="layer")]
     assert [each.label for each in default.components] == ["all"]
@@ -280,8 +280,6 @@ def test_what_the_library_refuses_is_bad_input(model):
         methods.parse("adamsls:c=2").build(model, 1)
     with pytest.raises(BadInputError, match=r"n_groups"):
         methods.parse("plasls:n_groups=9").build(model, 1)
-    with pytest.raises(BadInputError, match=r"add split=layer"):
-        methods.parse("adamsls:n_groups=2").build(model, 1)
     with pytest.raises(BadInputError, match=r"Leave one out"):
         methods.parse("adamsls:guess=growth,share=1").build(model, 1)
     with pytest.raises(BadInputError, match=r"'plasls:n_groups=layers' cannot be built: .* give a number"):

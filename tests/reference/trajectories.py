@@ -29,12 +29,14 @@ if importlib.util.find_spec("armijo.directions.fused"):
 
 
 adam_sls: Callable[..., Any] = armijo.AdamSLS
+sgd_sls: Callable[..., Any] = armijo.SGDSLS
+plasls: Callable[..., Any] = armijo.PLASLS
 if importlib.util.find_spec("armijo.directions.last_gradient"):
-    # The defaults of AdamSLS are others now; this is what it was.
+    # The defaults are others now; this is what they were.
     sys.path.append(str(Path(__file__).parents[1]))
-    from problems import growing_adam
+    from problems import cycling_adam, growing_adam, growing_sgd
 
-    adam_sls = growing_adam
+    adam_sls, sgd_sls, plasls = growing_adam, growing_sgd, cycling_adam
 
 
 class Net(nn.Module):
@@ -115,14 +117,14 @@ def optimizers(by: str) -> dict[str, Callable[[nn.Module], Any]]:
         return model.parameters()
 
     return {
-        "SGDSLS": lambda model: armijo.SGDSLS(trainable(model)),
-        "SGDSLS decay": lambda model: armijo.SGDSLS(trainable(model), lr=0.5, weight_decay=0.01, c=0.5),
+        "SGDSLS": lambda model: sgd_sls(trainable(model)),
+        "SGDSLS decay": lambda model: sgd_sls(trainable(model), lr=0.5, weight_decay=0.01, c=0.5),
         "AdamSLS": lambda model: adam_sls(trainable(model)),
         "AdamSLS decay": lambda model: adam_sls(
             trainable(model), lr=0.7, betas=(0.0, 0.99), weight_decay=0.1, c=0.5, max_step_size=1e-2
         ),
-        "PLASLS": lambda model: armijo.PLASLS(armijo.split(model, by=by)),
-        "PLASLS merges": lambda model: armijo.PLASLS(
+        "PLASLS": lambda model: plasls(armijo.split(model, by=by)),
+        "PLASLS merges": lambda model: plasls(
             armijo.split(model, by=by), c=0.3, merging=armijo.MergeSmallest(1e-2), max_step_size=0.05
         ),
         "paper.SGDSLS": lambda model: armijo.paper.SGDSLS(trainable(model)),

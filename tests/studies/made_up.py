@@ -75,7 +75,7 @@ def rivals() -> list[dict[str, Any]]:
         if config.optimizer == "adamsls":
             scores = [0.7, 0.79 + seed / 100, 0.8 + seed / 100]
             records.append(record("rivals", config, scores, final=0.82 + seed / 100, step_size=1e-3, seconds=20))
-        elif config.optimizer == "plasls" and seed == 0:
+        elif config.optimizer == "growing-plasls" and seed == 0:
             records.append(record("rivals", config, [0.6, 0.7, 0.65], final=0.64, step_size=1e-4, forwards=30))
         elif config.optimizer == adamw:
             records.append(record("rivals", config, [0.6, 0.7, 0.78], final=0.8 + seed / 100, forwards=10))

@@ -131,7 +131,16 @@ def test_what_is_not_there_is_said_before_the_first_run(small, tmp_path):
 def test_an_interrupted_grid_goes_on_where_it_was(small, tmp_path, launcher):
     # Long runs, so that an interruption meets one of them.
     longer = [option for option in small if not option.startswith("epochs=")]
-    grid = ["study", "rivals", *longer, "epochs=30", "seeds=1", "tasks=sst2", "select=adamsls|sgdsls|plasls", *launcher]
+    grid = [
+        "study",
+        "rivals",
+        *longer,
+        "epochs=30",
+        "seeds=1",
+        "tasks=sst2",
+        "select=adamsls|growing-sgdsls|growing-plasls",
+        *launcher,
+    ]
     process = subprocess.Popen(
         [*COMMAND, *grid], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -197,7 +206,7 @@ def test_the_report_reads_and_prints_what_was_not_run(tmp_path):
     assert {row["status"] for row in rows} == {"completed", "diverged", "failed", "not run"}
     assert "rivals" in (tmp_path / "pages" / "index.md").read_text(encoding="utf-8")
     other = ["report", "rivals", "seeds=1", "tasks=sst2", "--results", str(tmp_path / "results")]
-    assert "6 of 46 runs" in armijo(*other, "--output", str(tmp_path / "pages")).stdout
+    assert "6 of 48 runs" in armijo(*other, "--output", str(tmp_path / "pages")).stdout
     cut = (tmp_path / "pages" / "rivals-seeds=1-tasks=sst2.md").read_text(encoding="utf-8")
     assert "armijo study rivals data_dir=glue seeds=1 tasks=sst2" in cut
     armijo("report", "seeds=1", "--results", str(tmp_path / "results"), code=2)

@@ -71,7 +71,7 @@ def test_differences_are_paired_over_the_seeds(found):
     assert wide.mean == pytest.approx(-0.01 / 3)
     assert wide.high - wide.mean == pytest.approx(4.3027 * 0.0907 / 3**0.5, rel=1e-2)
     assert wide.verdict == "tie"
-    one = cells.difference(cell(found, "plasls"), cell(found, ADAMW), quantities.final)
+    one = cells.difference(cell(found, "growing-plasls"), cell(found, ADAMW), quantities.final)
     assert (one.seeds, one.low, one.verdict) == (1, None, None)
     assert cells.difference(cell(found, "gen"), cell(found, ADAMW), quantities.final) is None
     # What diverged has lost.
@@ -84,10 +84,10 @@ def test_time_to_a_target(found):
     assert cells.seeds_reaching(cell(found, "adamsls"), same) == pytest.approx((3, 2.0, 20 * 2 / 3))
     # With the same seed: 0.79 after the second epoch of seed 0, and 0.82 only at the end of seed 2.
     assert cells.seeds_reaching(cell(found, "adamsls"), {0: 0.79, 2: 0.82, 1: 0.99}) == pytest.approx((2, 2.5, 50 / 3))
-    assert cells.seeds_reaching(cell(found, "plasls"), same) == (0, 0.0, 0.0)
+    assert cells.seeds_reaching(cell(found, "growing-plasls"), same) == (0, 0.0, 0.0)
     assert cells.seeds_reaching(cell(found, "gen"), same) is None
     assert cells.time_ratio(cell(found, "adamsls"), cell(found, ADAMW)) == pytest.approx(2.0)
-    assert cells.time_ratio(cell(found, "plasls"), cell(found, ADAMW)) == pytest.approx(1.0)
+    assert cells.time_ratio(cell(found, "growing-plasls"), cell(found, ADAMW)) == pytest.approx(1.0)
 
 
 def test_the_page_of_the_rivals(found, tmp_path):
@@ -96,12 +96,12 @@ def test_the_page_of_the_rivals(found, tmp_path):
     assert ours[1:6] == ["3", "0.810 ± 0.010", "0.810 ± 0.010", "0.830 ± 0.010", "0.3333 ± 0.0000"]
     assert ours[7:9] == ["2.00", "1.82×"]
     assert ours[-1] == "1.0e-03"
-    assert line(text, "plasls")[1] == "1/3"
+    assert line(text, "growing-plasls")[1] == "1/3"
     sst2, mrpc = (
         text[text.index("## sst2") : text.index("## mrpc")],
         text[text.index("## mrpc") : text.index("## qnli")],
     )
-    assert "Not run (39 of 46 cells): " in sst2
+    assert "Not run (41 of 48 cells): " in sst2
     assert sst2.count("`gen`") == mrpc.count("`gen`") == 1
     assert "`adamsls`" not in sst2
     assert line(text, "dog")[1:3] == ["0", "failed"]
@@ -112,25 +112,25 @@ def test_the_page_of_the_rivals(found, tmp_path):
     assert line(ranks, "adamsls")[1:4] == ["1.0", "–", "+2.0 [+2.0, +2.0]"]
     assert line(ranks, ADAMW)[1:4] == ["2.0", "-2.0 [-2.0, -2.0]", "–"]
     # With one seed of three it is in no ranking.
-    assert line(ranks, "plasls")[1:3] == ["–", "-18.0"]
+    assert line(ranks, "growing-plasls")[1:3] == ["–", "-18.0"]
     wins = text[text.index("## Wins") :]
     assert line(wins, "adamsls")[1:5] == ["3", "1", "0", "none"]
     times = text[text.index("## Time to") :]
     assert line(times, "sst2", ADAMW, "adamsls")[3:] == ["3 of 3", "2.0", "13"]
     assert line(times, "sst2", ADAMW, ADAMW)[3:] == ["3 of 3", "3.0", "10"]
-    assert line(times, "sst2", ADAMW, "plasls")[3:] == ["0 of 1", "–", "–"]
+    assert line(times, "sst2", ADAMW, "growing-plasls")[3:] == ["0 of 1", "–", "–"]
     slow = "adamw:lr=2e-5,schedule=cosine,warmup=0.1"
     assert line(times, "sst2", slow, "adamsls")[3:] == ["3 of 3", "1.0", "7"]
     assert "So it is." in text
     assert "0123456789ab-dirty" in text
     # MRPC was not run at all, and the table says so.
-    assert "Not run (46 of 46 cells): `sgdsls`, `adamsls`" in mrpc
+    assert "Not run (48 of 48 cells): `sgdsls`, `adamsls`" in mrpc
 
 
 def test_a_page_without_a_record(tmp_path):
     text = page("merging", collected("merging", []), tmp_path)
     assert "None of 54 runs was done." in text
-    assert text.count("Not run (9 of 9 cells): `plasls`, ") == 2
+    assert text.count("Not run (9 of 9 cells): `growing-plasls`, ") == 2
 
 
 def test_published_numbers_stand_beside_ours(tmp_path):
@@ -167,7 +167,11 @@ def test_what_froze_and_why(tmp_path):
         made_up.record("frozen", config, [0.6, 0.7], step_size=1e-9, searches=searches) for config in plan.runs(options)
     ]
     found = collected("frozen", records)
-    assert {one.name for one in found} >= {"plasls", "plasls  precision fp64", "plasls  precision bf16"}
+    assert {one.name for one in found} >= {
+        "growing-plasls",
+        "growing-plasls  precision fp64",
+        "growing-plasls  precision bf16",
+    }
     text = page("frozen", found, tmp_path)
     decided = text[text.index("## How decidable") :]
     name = "paper-plasls:baseline=moved  precision fp64"
@@ -190,10 +194,10 @@ def test_costs_are_ratios_to_adam_with_the_same_rows_and_model(tmp_path):
     found = collected("overhead", records)
     text = page("overhead", found, tmp_path)
     costs = text[text.index("## Time an epoch") :]
-    name = next(one.name for one in found if one.optimizer == "plasls" and "random:bert-base" in one.name)
+    name = next(one.name for one in found if one.optimizer == "growing-plasls" and "random:bert-base" in one.name)
     assert line(costs, name)[1:6] == ["60.00", "1.50×", "2.00", "0.50×", "2.00"]
     assert (tmp_path / "images" / "overhead-time.png").stat().st_size > 1000
-    each = next(one.name for one in found if one.optimizer == "plasls:schedule=each")
+    each = next(one.name for one in found if one.optimizer == "growing-plasls:schedule=each")
     assert line(costs, each)[2] == "1.50×"
 
 
@@ -228,7 +232,7 @@ def test_a_task_that_was_begun_does_not_empty_the_ranks(tmp_path):
 
 
 def test_records_know_their_precision():
-    config = dataclasses.replace(plan.runs(plan.Options("frozen", select="plasls"))[0], precision="bf16")
+    config = dataclasses.replace(plan.runs(plan.Options("frozen", select="growing-plasls"))[0], precision="bf16")
     assert plan.as_dict(config)["precision"] == "bf16"
 
 

@@ -43,7 +43,7 @@ def test_what_is_recorded_tells_the_options_it_was_run_with(name):
     # But for rows and protocol, by which generalise and overhead tell their own cells apart.
     if name not in ("generalise", "overhead"):
         assert len(set(labels)) == len(labels)
-        moved = plan.runs(Options(study=name, limit=0, protocol="clean", processes=2, select="adamsls|plasls"))
+        moved = plan.runs(Options(study=name, limit=0, protocol="clean", processes=2, select="adamsls|growing-plasls"))
         said = (
             ["processes=2", "protocol=clean"] if name == "paper-full" else ["limit=0", "processes=2", "protocol=clean"]
         )

@@ -81,7 +81,7 @@ def test_an_optimizer_is_run_where_it_says_something() -> None:
     assert page.belongs("adamsls", CELL)
     assert page.belongs("adamsls", whole)
     assert [page.belongs("adamw:lr=1e-1,warmup=0.1", cell) for cell in (CELL, whole)] == [True, False]
-    assert [page.belongs("adamsls:split=layer", cell) for cell in (CELL, whole)] == [False, True]
+    assert [page.belongs("plasls", cell) for cell in (CELL, whole)] == [False, True]
     assert [page.belongs("adamsls:share=1", cell) for cell in (CELL, whole)] == [True, False]
 
 

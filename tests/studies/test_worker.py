@@ -98,7 +98,7 @@ def test_a_run_that_fails_is_recorded_and_done_again(options, tmp_path, monkeypa
 
 
 def test_commands_that_share_a_run_do_it_once(small, tmp_path):
-    shared = [*small, "seeds=1", "tasks=sst2", "select=plasls", "epochs=20"]
+    shared = [*small, "seeds=1", "tasks=sst2", "select=growing-plasls", "epochs=20"]
     commands = [[sys.executable, "-m", "armijo_lab.studies", study, *shared] for study in ("granularity", "merging")]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     said = [process.communicate()[1] for process in processes]

@@ -127,6 +127,10 @@ class Hypergradient(Guess):
     step should be, and holds back a step size that was found on other batches where this one has little left to gain.
     Of n components each may promise an n-th of that: what they promise together is what one may promise alone.
 
+    Where there are several components, the others' moves turn a component's gradient as its own do, and γ may stay
+    below 0 however short its steps are. So each goes a part of the way to the geometric mean of all: η ← η^(1-λ)·η̄^λ.
+    So a γ that stays below 0 shortens a step by a factor, and not without end.
+
     It reads `line.derivatives["last_gradient"]`: `direction=KeepLastGradient(AdamDirection(betas=(0.0, 0.999)))`.
 
     Args:
@@ -136,6 +140,7 @@ class Hypergradient(Guess):
         mean: m, the share that the means keep of themselves, 0 ≤ m < 1.
         share: the largest share of f(w) - f* that a step may promise, > 0; inf for no bound of η. Along a parabola
             whose minimum is at f*, ½ goes a quarter of the way there and 2 the whole.
+        pull: λ, 0 ≤ λ < 1. It changes nothing where there is one component.
         least_loss: f*, a lower bound of the loss, finite. Where the loss is not above it, there is no bound of η.
 
     Raises:
@@ -159,6 +164,7 @@ class Hypergradient(Guess):
     limit: float = 0.5
     mean: float = 0.7
     share: float = 0.5
+    pull: float = 0.05
     least_loss: float = 0.0
 
     def __post_init__(self) -> None:
@@ -169,6 +175,8 @@ class Hypergradient(Guess):
                 raise ConfigurationError(f"{name} is {value!r}; it must be a positive number, for instance 0.5.")
         if not (is_number(self.mean) and 0 <= self.mean < 1):
             raise ConfigurationError(f"mean is {self.mean!r}; a running mean needs 0 ≤ mean < 1, for instance 0.7.")
+        if not (is_number(self.pull) and 0 <= self.pull < 1):
+            raise ConfigurationError(f"pull is {self.pull!r}; it must be a share of the way, 0 ≤ pull < 1.")
         if not (is_number(self.least_loss) and math.isfinite(self.least_loss)):
             raise ConfigurationError(f"least_loss is {self.least_loss!r}; it must be a number, for instance 0.")
 
@@ -181,14 +189,16 @@ class Hypergradient(Guess):
         return {"hypergradient_along": 0.0, "hypergradient_promise": 0.0, "hypergradient_slope": 0.0}
 
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
-        """min(η·exp(κ·γ), share·(f(w) - f*)/(n·S))."""
+        """min(η^(1-λ)·η̄^λ·exp(κ·γ), share·(f(w) - f*)/(n·S))."""
         promise, memory["hypergradient_slope"] = step_size * memory["hypergradient_slope"], line.slope
+        apart = step_size / line.mean_step_size if line.components > 1 and line.mean_step_size else 1.0
         if 0 < promise < math.inf:
             along = step_size * line.derivatives["last_gradient"]
             for name, value in (("hypergradient_along", along), ("hypergradient_promise", promise)):
                 memory[name] = self.mean * memory[name] + (1 - self.mean) * value
             gamma = memory["hypergradient_along"] / memory["hypergradient_promise"]
             step_size *= math.exp(self.rate * max(-self.limit, min(gamma, self.limit)))
+        step_size *= apart**-self.pull
         if line.loss > self.least_loss and line.slope > 0:
             # A loss near 0 is a mean of terms around 1, and shows no less than those do.
             shown = line.resolution / min(1.0, abs(line.loss)) if line.loss else 0.0

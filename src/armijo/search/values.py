@@ -77,6 +77,7 @@ class Line:
         derivatives: by name, ⟨∇f(w), v⟩ for each further vector v that the direction's `probes` returns, and ⟨h, d⟩ for
             each of its `past_gradients` h. The latter for a block is Σ_l ⟨h_l, d_l⟩.
         components: how many components have gradients at this step, and move with one another: f(w) is the loss of all.
+        mean_step_size: the geometric mean of the step sizes that those used last; `None` where it is not known.
     """
 
     loss: float
@@ -85,6 +86,7 @@ class Line:
     longest: float = math.inf
     derivatives: Mapping[str, float] = field(default_factory=lambda: Derivatives(), hash=False)
     components: int = 1
+    mean_step_size: float | None = None
 
     @property
     def finite(self) -> bool:

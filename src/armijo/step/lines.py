@@ -212,7 +212,9 @@ def compute_lines(
     slopes, *derivatives = (numbers[start : start + n_groups] for start in range(0, len(numbers), n_groups))
     value, resolution = loss_sign(optimizer) * objective.value(), objective.resolution()
     names = optimizer.search.defaults()
-    moving = sum(any(groups[index].parameters for index in component.groups) for component in components)
+    moving = [c.groups[0] for c in components if any(groups[index].parameters for index in c.groups)]
+    logarithms = [math.log(groups[index].group["step_size"]) for index in moving]
+    mean = math.exp(sum(logarithms) / len(logarithms)) if moving else None
     lines: list[ComponentLine] = []
     for component in components:
         members = tuple(groups[index] for index in component.groups)
@@ -229,7 +231,8 @@ def compute_lines(
                     for name, along in zip(past_names + probe_names, derivatives, strict=True)
                 }
             ),
-            components=moving,
+            components=len(moving),
+            mean_step_size=mean,
         )
         finite = line.finite
         if not slopes_needed and any(member.kernel.sums_gradients for member in members):

@@ -3,19 +3,16 @@
 Arguments of all: `c` and `initial_step_size`.
 
 Arguments of `adamsls`, `plasls` and `sgdsls`: `weight_decay`, `max_step_size`, and except for `sgdsls` `beta1` and
-`beta2`. Arguments of `adamsls` that exchange a part of the default: `guess` (hypergradient, growth), `share` (the
-largest share of the loss that a step may promise; inf for no bound), `when` (demand, always), and `split` (none, layer,
-projection, module, tensor; with layer also `n_groups`): a step size for each component.
+`beta2`. Arguments of `plasls`: `split` (layer, projection, module, tensor), and with split=layer `n_groups` (a number,
+or layers for one group per layer). Arguments of `adamsls` that exchange a part of the default: `guess` (hypergradient,
+growth), `share` (the largest share of the loss that a step may promise; inf for no bound) and `when` (demand, always).
 
-`growing-adamsls` is what `adamsls` was until November 2026: β1 = 0.9, c = 0.1, a step size that grows, a search in each
-step.
+`growing-adamsls`, `growing-plasls` and `growing-sgdsls` are what the three were until November 2026: β1 = 0.9, c = 0.1,
+a step size that grows, a search in each step, of PLASLS one component at a time. `growing-plasls` also takes `schedule`
+(cycle, each, joint), `joint_steps`, `merge` (mean, geometric_mean, minimum, neighbour, never) and `merge_below`.
 
-Arguments of `plasls`: `split` (layer, projection, module, tensor); `n_groups`, with split=layer (a number, or layers
-for one group per layer); `schedule` (cycle, each, joint); `joint_steps`; `merge` (mean, geometric_mean, minimum,
-neighbour, never); `merge_below`.
-
-Arguments of the `paper-` variants: `growth`, `shrink` and `max_trials`; `paper-plasls` also takes those of `plasls`
-except `merge`, and `baseline` (isolated, or moved for the order of updates in the released code).
+Arguments of the `paper-` variants: `growth`, `shrink` and `max_trials`; `paper-plasls` also takes those of
+`growing-plasls` except `merge`, and `baseline` (isolated, or moved for the order of updates in the released code).
 """
 
 from __future__ import annotations
@@ -42,6 +39,8 @@ from armijo_lab.methods.row import (
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+    import armijo
 
 __all__ = ["PAPER_ROWS", "ROWS", "SearchStepper"]
 
@@ -124,11 +123,7 @@ def _builder(make: Callable[[nn.Module, dict[str, Any]], Optimizer]) -> Build:
 def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     import armijo
 
-    by = settings.pop("split", "none")
-    alone = by == "none"
-    if alone and "n_groups" in settings:
-        raise BadInputError("n_groups is how many groups split=layer makes; add split=layer, or leave n_groups out.")
-    parameters = trainable_parameters(model) if alone else _split(model, settings, by)
+    parameters, settings = trainable_parameters(model), _join_betas(settings, 0.0)
     grows, share = settings.pop("guess", "hypergradient") == "growth", settings.pop("share", None)
     if grows and share is not None:
         raise BadInputError(
@@ -136,19 +131,16 @@ def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
         )
     if settings.pop("when", "demand") == "always":
         settings["selection"] = armijo.Jointly()
-    settings = _join_betas(settings, 0.0)
-    if alone and not grows and share is None:
+    if not grows and share is None:
         return armijo.AdamSLS(parameters, **settings)
     # The other parts are the default's, as it is here.
-    default = armijo.AdamSLS(
-        trainable_parameters(model), **{name: settings[name] for name in settings.keys() & {"betas"}}
-    )
+    default = armijo.AdamSLS(parameters, **{name: settings[name] for name in settings.keys() & {"betas"}})
     search: Any = default.search
     direction: Any = default.direction
     guess: Any = search.guess
     if grows:
         direction, guess = direction.direction, armijo.Growth(guess.initial)
-    elif share is not None:
+    else:
         guess = replace(guess, share=share)
     if "initial_step_size" in settings:
         guess = replace(guess, initial=settings.pop("initial_step_size"))
@@ -158,13 +150,16 @@ def _make_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
         direction=direction,
         search=replace(search, criterion=criterion, guess=guess),
         selection=settings.pop("selection", default.selection),
-        partition=default.partition if alone else armijo.ByLabel(),
+        partition=default.partition,
         **{name: settings[name] for name in settings.keys() - {"betas"}},
     )
 
 
-def _make_growing_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
-    return _make_adamsls(model, {"beta1": 0.9, "c": 0.1, **settings, "guess": "growth", "when": "always"})
+def _make_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    import armijo
+
+    settings = _join_betas(settings, 0.0)
+    return armijo.PLASLS(_split(model, settings, settings.pop("split", "layer")), **settings)
 
 
 def _make_sgdsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
@@ -173,14 +168,43 @@ def _make_sgdsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     return armijo.SGDSLS(trainable_parameters(model), **settings)
 
 
-def _make_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+def _growing(parameters: Any, direction: armijo.Direction, settings: dict[str, Any], **parts: Any) -> Optimizer:
+    """The former default with this direction; `parts` beside a joint search of the whole model in each step."""
+    import armijo
+
+    criterion, guess = armijo.Armijo(settings.pop("c", 0.1)), armijo.Growth(settings.pop("initial_step_size", 0.1))
+    parts = {"selection": armijo.Jointly(), "partition": armijo.Together(), **parts}
+    search = armijo.Backtracking(criterion, guess)
+    return armijo.LineSearch(parameters, direction=direction, search=search, **parts, **settings)
+
+
+def _growing_adam(parameters: Any, settings: dict[str, Any], **parts: Any) -> Optimizer:
+    import armijo
+
+    settings = _join_betas(settings, 0.9)
+    return _growing(parameters, armijo.AdamDirection(settings.pop("betas", (0.9, 0.999))), settings, **parts)
+
+
+def _make_growing_adamsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    return _growing_adam(trainable_parameters(model), settings)
+
+
+def _make_growing_sgdsls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
+    import armijo
+
+    return _growing(trainable_parameters(model), armijo.GradientDirection(), settings)
+
+
+def _make_growing_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
     import armijo
 
     _choose_selection(settings)
-    if "merge" in settings or "merge_below" in settings:
-        settings["merging"] = _merging(settings.pop("merge", "mean"), settings.pop("merge_below", None))
-    settings = _join_betas(settings, 0.9)
-    return armijo.PLASLS(_split(model, settings, settings.pop("split", "layer")), **settings)
+    parts = {
+        "selection": settings.pop("selection", armijo.Cycle()),
+        "merging": _merging(settings.pop("merge", "mean"), settings.pop("merge_below", None)),
+        "partition": armijo.ByLabel(),
+    }
+    return _growing_adam(_split(model, settings, settings.pop("split", "layer")), settings, **parts)
 
 
 def _make_paper_plasls(model: nn.Module, settings: dict[str, Any]) -> Optimizer:
@@ -280,9 +304,9 @@ _COMMON: Keys = {"c": positive, "initial_step_size": positive}
 _RECOMMENDED: Keys = {**_COMMON, "weight_decay": number(0), "max_step_size": positive}
 _PAPER: Keys = {**_COMMON, "growth": number(1), "shrink": fraction, "max_trials": integer(1)}
 _BETAS: Keys = {"beta1": fraction, "beta2": fraction}
-_SPLIT: Keys = {
-    "split": choice("layer", "projection", "module", "tensor"),
-    "n_groups": _group_count,
+_SPLIT: Keys = {"split": choice("layer", "projection", "module", "tensor"), "n_groups": _group_count}
+_CYCLE: Keys = {
+    **_SPLIT,
     "schedule": choice("cycle", "each", "joint"),
     "joint_steps": integer(0),
     "merge_below": number(0),
@@ -291,36 +315,27 @@ _EXCHANGED: Keys = {
     "guess": choice("hypergradient", "growth"),
     "share": _share,
     "when": choice("demand", "always"),
-    "split": choice("none", "layer", "projection", "module", "tensor"),
-    "n_groups": _group_count,
 }
 _MERGE: Keys = {"merge": choice("mean", "geometric_mean", "minimum", "neighbour", "never")}
+_ADAM: Keys = {**_RECOMMENDED, **_BETAS}
+
+
+def _row(name: str, keys: Keys, make: Callable[[nn.Module, dict[str, Any]], Optimizer]) -> MethodRow:
+    return MethodRow(name, keys=keys, build=_builder(make), searches=True)
+
 
 # None has defaults here: those of the library apply.
 ROWS: tuple[MethodRow, ...] = (
-    MethodRow("adamsls", keys={**_RECOMMENDED, **_BETAS, **_EXCHANGED}, build=_builder(_make_adamsls), searches=True),
-    MethodRow(
-        "plasls",
-        keys={**_SPLIT, **_MERGE, **_RECOMMENDED, **_BETAS},
-        build=_builder(_make_plasls),
-        searches=True,
-    ),
-    MethodRow("sgdsls", keys=_RECOMMENDED, build=_builder(_make_sgdsls), searches=True),
-    MethodRow(
-        "growing-adamsls",
-        keys={**_RECOMMENDED, **_BETAS},
-        build=_builder(_make_growing_adamsls),
-        searches=True,
-    ),
+    _row("adamsls", {**_ADAM, **_EXCHANGED}, _make_adamsls),
+    _row("plasls", {**_SPLIT, **_ADAM}, _make_plasls),
+    _row("sgdsls", _RECOMMENDED, _make_sgdsls),
+    _row("growing-adamsls", _ADAM, _make_growing_adamsls),
+    _row("growing-plasls", {**_CYCLE, **_MERGE, **_ADAM}, _make_growing_plasls),
+    _row("growing-sgdsls", _RECOMMENDED, _make_growing_sgdsls),
 )
 
 PAPER_ROWS: tuple[MethodRow, ...] = (
-    MethodRow(
-        "paper-plasls",
-        keys={**_SPLIT, **_PAPER, "baseline": choice("isolated", "moved")},
-        build=_builder(_make_paper_plasls),
-        searches=True,
-    ),
-    MethodRow("paper-adamsls", keys=_PAPER, build=_builder(_make_paper_adamsls), searches=True),
-    MethodRow("paper-sgdsls", keys=_PAPER, build=_builder(_make_paper_sgdsls), searches=True),
+    _row("paper-plasls", {**_CYCLE, **_PAPER, "baseline": choice("isolated", "moved")}, _make_paper_plasls),
+    _row("paper-adamsls", _PAPER, _make_paper_adamsls),
+    _row("paper-sgdsls", _PAPER, _make_paper_sgdsls),
 )

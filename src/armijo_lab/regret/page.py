@@ -39,12 +39,11 @@ WITHOUT = {
     "adamsls:c=0.1": "c = 0.1",
 }
 """The default with one of its parts exchanged, and what the page calls it."""
-COMPONENTS = {
-    "adamsls:split=layer": "AdamSLS with a step size for each layer",
-    "plasls": "PLASLS by layer",
-}
+COMPONENTS = {"plasls": "PLASLS by layer", "growing-plasls": "PLASLS until November 2026, by layer"}
 """More than one step size, and what the page calls it; of heads, which have one layer, there is none."""
-OPTIMIZERS = (OURS, *WITHOUT, BEFORE, *COMPONENTS, *SWEEP, *OTHERS)
+GRADIENT = {"sgdsls": "SGDSLS", "growing-sgdsls": "SGDSLS until November 2026"}
+"""Along the gradient."""
+OPTIMIZERS = (OURS, *WITHOUT, BEFORE, *COMPONENTS, *GRADIENT, *SWEEP, *OTHERS)
 """All that the study runs; of the sweep, in each cell, the rates of its regime."""
 
 
@@ -322,7 +321,9 @@ def _averaged(records: Sequence[Mapping[str, Any]], accuracy: Scores, loss: Scor
 def _shown(name: str) -> str:
     if name in SWEEP:
         return f"AdamW, {name.partition('lr=')[2].partition(',')[0]}"
-    return {OURS: "**AdamSLS**", BEFORE: "AdamSLS until November 2026", **WITHOUT, **COMPONENTS}.get(name, name)
+    return {OURS: "**AdamSLS**", BEFORE: "AdamSLS until November 2026", **WITHOUT, **COMPONENTS, **GRADIENT}.get(
+        name, name
+    )
 
 
 def _spread(values: Sequence[float]) -> str:

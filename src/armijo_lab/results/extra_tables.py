@@ -134,7 +134,7 @@ def _wins(cells: Sequence[Cell]) -> str:
 
 
 def _is_line_search(name: str) -> bool:
-    return name.partition(":")[0] in ("adamsls", "growing-adamsls", "plasls", "sgdsls")
+    return name.partition(":")[0].removeprefix("growing-") in ("adamsls", "plasls", "sgdsls")
 
 
 def _time_to_adam(cells: Sequence[Cell]) -> str:

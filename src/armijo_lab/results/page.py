@@ -46,8 +46,9 @@ class Page:
 
 
 _GROWING = (
-    "On this page AdamSLS means `growing-adamsls`, the default until November 2026: β1 = 0.9, c = 0.1, and a search in "
-    "each step."
+    "On this page AdamSLS, PLASLS and SGDSLS mean what they were until November 2026, `growing-adamsls` and so on: "
+    "β1 = 0.9, c = 0.1, a step size that grows, a search in each step, with PLASLS one component at a time. `adamsls`, "
+    "`plasls` and `sgdsls` are those of today."
 )
 
 
@@ -64,7 +65,7 @@ def write(page: Page, cells: Sequence[Cell], folder: Path) -> list[Path]:
     parts = [f"# {page.title}", page.question]
     parts.append(f"    {page.command}\n    {page.report}")
     parts.append(_provenance(cells))
-    if any(cell.optimizer.startswith("growing-adamsls") for cell in completed):
+    if any(cell.optimizer.startswith("growing-") for cell in completed):
         parts.append(_GROWING)
     if page.notes:
         parts.append(page.notes.strip())

@@ -72,8 +72,8 @@ def _by_task(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 def _color_index(cell: Cell) -> int:
     """Return the index of the colour of an optimizer's kind."""
-    name = cell.optimizer.partition(":")[0].removeprefix("paper-")
-    return {"plasls": 0, "adamsls": 1, "growing-adamsls": 1, "sgdsls": 2, "adam": 3, "adamw": 3}.get(name, 4)
+    name = cell.optimizer.partition(":")[0].removeprefix("paper-").removeprefix("growing-")
+    return {"plasls": 0, "adamsls": 1, "sgdsls": 2, "adam": 3, "adamw": 3}.get(name, 4)
 
 
 def _draw_accuracy(cells: Sequence[Cell]) -> Figure:

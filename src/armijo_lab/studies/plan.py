@@ -127,7 +127,15 @@ FULL: dict[str, Any] = {**SMALL, "limit": None, "evaluation_limit": None, "evalu
 """The paper's whole sets."""
 
 _PAPER = ("adam", "paper-sgdsls", "paper-adamsls", "paper-plasls", "paper-plasls:n_groups=layers")
-_OURS = ("sgdsls", "adamsls", "growing-adamsls", "growing-adamsls:c=0.5", "plasls", "plasls:split=projection")
+_OURS = ("sgdsls", "adamsls", "plasls")
+_BEFORE = (
+    "growing-sgdsls",
+    "growing-adamsls",
+    "growing-adamsls:c=0.5",
+    "growing-plasls",
+    "growing-plasls:split=projection",
+)
+"""What they were until November 2026."""
 _RATES = ("1e-5", "2e-5", "5e-5", "1e-4", "2e-4", "5e-4")
 
 
@@ -136,33 +144,42 @@ def _optimizers(*names: str) -> list[dict[str, Any]]:
 
 
 def _paper() -> list[dict[str, Any]]:
-    return _optimizers(*_PAPER, "adamsls", "growing-adamsls", "plasls")
+    return _optimizers(*_PAPER, "adamsls", "growing-adamsls", "growing-plasls")
 
 
 def _granularity() -> list[dict[str, Any]]:
     splits = [f"split=layer,n_groups={groups}" for groups in (1, 2, 4)]
-    names = ["growing-adamsls", *(f"plasls:{split}" for split in splits), "plasls", "plasls:n_groups=layers"]
-    names += [f"plasls:split={split}" for split in ("projection", "module", "tensor")]
-    names += ["plasls:schedule=each", "plasls:split=projection,schedule=each"]
+    names = ["adamsls", "plasls", "plasls:split=projection"]
+    names += [
+        "growing-adamsls",
+        *(f"growing-plasls:{split}" for split in splits),
+        "growing-plasls",
+        "growing-plasls:n_groups=layers",
+    ]
+    names += [f"growing-plasls:split={split}" for split in ("projection", "module", "tensor")]
+    names += ["growing-plasls:schedule=each", "growing-plasls:split=projection,schedule=each"]
     return _optimizers(*names)
 
 
 def _merging() -> list[dict[str, Any]]:
     # 1e-12 is the default.
-    thresholds = ["plasls", *(f"plasls:merge_below={below}" for below in ("1e-8", "1e-6", "1e-5", "1e-4"))]
-    rules = [f"plasls:merge={rule},merge_below=1e-4" for rule in ("geometric_mean", "minimum", "neighbour")]
-    return _optimizers(*thresholds, *rules, "plasls:merge=never")
+    thresholds = [
+        "growing-plasls",
+        *(f"growing-plasls:merge_below={below}" for below in ("1e-8", "1e-6", "1e-5", "1e-4")),
+    ]
+    rules = [f"growing-plasls:merge={rule},merge_below=1e-4" for rule in ("geometric_mean", "minimum", "neighbour")]
+    return _optimizers(*thresholds, *rules, "growing-plasls:merge=never")
 
 
 def _frozen() -> list[dict[str, Any]]:
     names = [f"paper-plasls:baseline={baseline}" for baseline in ("isolated", "moved")]
     cells = [{"optimizer": name, "precision": p} for p in ("fp32", "fp64", "bf16") for name in names]
-    cells += [{"optimizer": "plasls", "precision": p} for p in ("fp32", "fp64", "bf16")]
+    cells += [{"optimizer": "growing-plasls", "precision": p} for p in ("fp32", "fp64", "bf16")]
     return cells
 
 
 def _rivals() -> list[dict[str, Any]]:
-    names = [*_OURS]
+    names = [*_OURS, *_BEFORE]
     names += [
         f"{name}:lr={rate},schedule={schedule},warmup=0.1"
         for name in ("adam", "adamw")
@@ -177,12 +194,14 @@ def _rivals() -> list[dict[str, Any]]:
 
 def _sensitivity() -> list[dict[str, Any]]:
     # By default the first guess is 0.1, c is 0.1, and in the paper's search growth is 2^(1/500) and shrink 0.9.
-    names = ["growing-adamsls", "plasls", "paper-adamsls"]
+    names = ["growing-adamsls", "growing-plasls", "paper-adamsls"]
     names += [f"{name}:initial_step_size={value}" for name in names[:2] for value in ("1e-5", "1e-3", "1", "10")]
-    names += [f"{name}:c={value}" for name in ("growing-adamsls", "plasls") for value in ("0.01", "0.3", "0.5", "0.9")]
+    names += [
+        f"{name}:c={value}" for name in ("growing-adamsls", "growing-plasls") for value in ("0.01", "0.3", "0.5", "0.9")
+    ]
     names += [f"paper-adamsls:growth={value}" for value in ("1", "1.01", "1.1", "2")]
     names += [f"paper-adamsls:shrink={value}" for value in ("0.5", "0.7")]
-    names += [f"plasls:joint_steps={value}" for value in (0, 20)]
+    names += [f"growing-plasls:joint_steps={value}" for value in (0, 20)]
     cells = _optimizers(*names)
     cells += [{"optimizer": name, "batch_size": b} for name in names[:2] for b in (4, 8, 16, 64, 128, 256)]
     # What suits one task may not suit the next.
@@ -192,12 +211,17 @@ def _sensitivity() -> list[dict[str, Any]]:
 
 
 def _overhead() -> list[dict[str, Any]]:
-    names = ("adam", "sgdsls", "growing-adamsls", "plasls")
+    names = ("adam", "growing-sgdsls", "growing-adamsls", "growing-plasls")
     once = {"epochs": 2, "evaluation_limit": 64, "evaluate_all": False}
     cells = [{**once, "limit": rows, "optimizer": name} for rows in (128, 256, 512) for name in names]
     cells += [{**once, "limit": 256, "batch_size": b, "optimizer": name} for b in (8, 128) for name in names]
     cells += [{**once, "limit": 256, "max_length": 16, "optimizer": name} for name in names]
-    counted = ("plasls:n_groups=1", "plasls:split=projection", "plasls:split=module", "plasls:schedule=each")
+    counted = (
+        "growing-plasls:n_groups=1",
+        "growing-plasls:split=projection",
+        "growing-plasls:split=module",
+        "growing-plasls:schedule=each",
+    )
     cells += [{**once, "limit": 256, "optimizer": name} for name in counted]
     # Small batches, so that a model that takes seconds a step takes more than a few.
     for shape, rows in (("tiny", 256), ("mini", 256), ("small", 256), ("base", 64), ("large", 64)):
@@ -208,13 +232,13 @@ def _overhead() -> list[dict[str, Any]]:
 
 def _annealing() -> list[dict[str, Any]]:
     adams = ("adam:lr=1e-4,schedule=cosine", "adamw:lr=1e-4,schedule=linear")
-    return _optimizers(*adams, "sgdsls", "adamsls", "growing-adamsls", "plasls")
+    return _optimizers(*adams, "growing-sgdsls", "adamsls", "growing-adamsls", "growing-plasls")
 
 
 def _generalise() -> list[dict[str, Any]]:
     clean: dict[str, Any] = {"paper_protocol": False}
     whole: dict[str, Any] = {**clean, "limit": None, "evaluation_limit": None, "evaluate_all": False}
-    ours, tuned = ("growing-adamsls", "plasls"), "adamw:lr={},schedule=cosine,warmup=0.1"
+    ours, tuned = ("growing-adamsls", "growing-plasls"), "adamw:lr={},schedule=cosine,warmup=0.1"
     cells: list[dict[str, Any]] = []
     for name in (*ours, tuned.format("1e-4")):
         # The model of the option `model`, on the embedded set.
