@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import io
+import logging
 import pkgutil
 import re
 import sys
@@ -47,6 +48,8 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page: Path, monkeypa
     # Later blocks use what earlier ones made, and pickle finds their classes.
     program = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", program)
+    logger = logging.getLogger("armijo")
+    monkeypatch.setattr(logger, "handlers", [*logger.handlers])
     for code, output in blocks(page):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(code, page.name, "exec"), vars(program))

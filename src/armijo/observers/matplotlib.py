@@ -88,7 +88,7 @@ def panel(steps: Iterable[StepReport], *, title: str | None = None) -> Figure:
         >>> import torch, armijo
         >>> from armijo.observers.recorder import StepRecorder
         >>> weight, recorder = torch.nn.Parameter(torch.ones(3)), StepRecorder()
-        >>> optimizer = armijo.SGDSLS([weight])
+        >>> optimizer = armijo.SGDSLS([weight], initial_step_size=0.1)
         >>> handle = optimizer.register_observer(recorder)
         >>> for _ in range(3):
         ...     loss = optimizer.step(lambda: (weight**2).sum())
@@ -132,7 +132,7 @@ class LivePanel:
     Examples:
         >>> import torch, armijo
         >>> weight, live = torch.nn.Parameter(torch.ones(3)), LivePanel(every=1, seconds=0)
-        >>> optimizer = armijo.SGDSLS([weight])
+        >>> optimizer = armijo.SGDSLS([weight], initial_step_size=0.1)
         >>> handle = optimizer.register_observer(live)
         >>> loss = optimizer.step(lambda: (weight**2).sum())
         >>> len(live.figure.axes)

@@ -66,7 +66,7 @@ class StepRecorder:
         >>> from pathlib import Path
         >>> from armijo.observers.recorder import StepRecorder, read_steps
         >>> weight = torch.nn.Parameter(torch.ones(3))
-        >>> optimizer = armijo.SGDSLS([weight])
+        >>> optimizer = armijo.SGDSLS([weight], initial_step_size=0.1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "steps.jsonl"
         ...     handle = optimizer.register_observer(StepRecorder(path))
