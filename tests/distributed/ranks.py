@@ -240,7 +240,7 @@ def failing(rank: int, world: int, at: int, *, before_the_model: bool = False) -
     before = {
         "model": {key: value.clone() for key, value in model.state_dict().items()},
         "optimizer": [dict(group) for group in optimizer.param_groups],
-        "moments": [state["exp_avg"].clone() for state in optimizer.state.values()],
+        "moments": [state["exp_avg_sq"].clone() for state in optimizer.state.values()],
         "random": torch.get_rng_state(),
     }
     calls = iter(range(1000))
@@ -263,7 +263,7 @@ def failing(rank: int, world: int, at: int, *, before_the_model: bool = False) -
     same = (
         all(torch.equal(value, before["model"][key]) for key, value in model.state_dict().items())
         and [dict(group) for group in optimizer.param_groups] == before["optimizer"]
-        and all(map(torch.equal, before["moments"], [state["exp_avg"] for state in optimizer.state.values()]))
+        and all(map(torch.equal, before["moments"], [state["exp_avg_sq"] for state in optimizer.state.values()]))
         and torch.equal(before["random"], torch.get_rng_state())
     )
     optimizer.step(closure_of(wrapped, share(third, rank, world)))
