@@ -238,15 +238,16 @@ def _annealing() -> list[dict[str, Any]]:
 def _generalise() -> list[dict[str, Any]]:
     clean: dict[str, Any] = {"paper_protocol": False}
     whole: dict[str, Any] = {**clean, "limit": None, "evaluation_limit": None, "evaluate_all": False}
-    ours, tuned = ("growing-adamsls", "growing-plasls"), "adamw:lr={},schedule=cosine,warmup=0.1"
+    ours, tuned = ("adamsls", "plasls", "growing-adamsls", "growing-plasls"), "adamw:lr={},schedule=cosine,warmup=0.1"
     cells: list[dict[str, Any]] = []
     for name in (*ours, tuned.format("1e-4")):
         # The model of the option `model`, on the embedded set.
         cells.append({**whole, "task": None, "optimizer": name})
     untrained = [("sst2", f"{family}-tiny", clean) for family in ("bert", "roberta", "distilbert")]
     untrained += [("digits", "vit-tiny", whole), ("digits", "resnet-tiny", whole), ("characters", "gpt-tiny", whole)]
+    rates = ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
     for task, shape, settings in untrained:
-        for name in (*ours, tuned.format("1e-3")):
+        for name in (*ours, *map(tuned.format, rates)):
             cells.append({**settings, "task": task, "model": f"random:{shape}", "optimizer": name})
     return cells
 
