@@ -27,6 +27,10 @@ _LONGEST_LERP = 1e6
 """A point further away than this may have overflowed, and nothing between it and w₀ can be found from it."""
 _SHORTEST_LERP = 0.1
 """A shorter part of the way would have lost digits: its weight is rounded to the parameters' format."""
+_LARGE = 1 << 16
+"""Numbers in a tensor from which on its slope is estimated, where an estimate will do."""
+_BLOCK, _EVERY = 64, 2048
+"""An estimate reads a block of each so many numbers: a few lines of the cache, so that hardly a row is passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +104,10 @@ class FusedAdamKernel:
             for tensor in tensors
         )
 
-    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
-        """Σ g²·P of each piece, and Σ h·P·g."""
+    def slopes(self, past: tuple[Tensors, ...] = (), exact: bool = True) -> list[list[Term]]:
+        """Σ g²·P of each piece, and Σ h·P·g; an estimate reads a part of large tensors, another one in each step."""
+        if not exact and any(grad.numel() >= _LARGE for grad in self._grads):
+            return self._estimates(past)
         steps, pieces = self._steps(ahead=1), [self._pieces(gradients) for gradients in past]
         return _joined(len(past), [self._slopes_of(part, steps, pieces) for part in self._parts])
 
@@ -131,6 +137,24 @@ class FusedAdamKernel:
             return False
         self._kept = into
         return True
+
+    def _estimates(self, past: tuple[Tensors, ...]) -> list[list[Term]]:
+        starts = [
+            int(state["step"]) * _BLOCK % _EVERY if grad.numel() >= _LARGE else None
+            for grad, state in zip(self._grads, self._states, strict=True)
+        ]
+        grads, squares, *olds = (
+            [tensor if start is None else _sample(tensor, start) for tensor, start in zip(tensors, starts, strict=True)]
+            for tensors in (self._grads, self._squares, *past)
+        )
+        states = [{"step": state["step"], "exp_avg_sq": v} for state, v in zip(self._states, squares, strict=True)]
+        group = {"betas": (0.0, self._beta2), "eps": self._eps}
+        terms = FusedAdamKernel(grads, states, group, self._workspace).slopes(tuple(olds))
+        weights = [whole.numel() / max(some.numel(), 1) for whole, some in zip(self._grads, grads, strict=True)]
+        slopes, *others = [[(i, weights[i] * term) for i, term in each] for each in terms]
+        # What is not read may be NaN or infinite as well.
+        finite = [(i, 0.0 * self._grads[i].sum()) for i, start in enumerate(starts) if start is not None]
+        return [slopes + finite, *others]
 
     def _slopes_of(self, part: _Part, steps: Tensors, past: Sequence[Tensors]) -> list[list[Term]]:
         """The slopes of each piece; d lies in `part.directions` afterwards."""
@@ -249,6 +273,13 @@ class FusedAdamKernel:
             amsgrad=False,
             maximize=False,
         )
+
+
+def _sample(tensor: torch.Tensor, start: int) -> torch.Tensor:
+    """A copy of the numbers from `start` on in each stretch of `_EVERY`; what is left at the end is passed over."""
+    flat = tensor.view(-1)
+    stretches = flat[: flat.numel() // _EVERY * _EVERY].view(-1, _EVERY)
+    return stretches[:, start : start + _BLOCK].reshape(-1)
 
 
 def _joined(n_past: int, parts: Sequence[list[list[Term]]]) -> list[list[Term]]:

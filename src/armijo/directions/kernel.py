@@ -24,8 +24,12 @@ class Kernel(Protocol):
     stays: bool
     """Whether u = d: then a step that is taken as it was tested ends where its trial was."""
 
-    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
-        """The terms of ⟨g, d⟩, and those of ⟨h, d⟩ for each list of past gradients h."""
+    def slopes(self, past: tuple[Tensors, ...] = (), exact: bool = True) -> list[list[Term]]:
+        """The terms of ⟨g, d⟩, and those of ⟨h, d⟩ for each list of past gradients h.
+
+        Where `exact` is false, both may be estimates, which read a part of the numbers. They are not finite where a
+        gradient is not.
+        """
         ...
 
     def slopes_ahead(
@@ -129,8 +133,8 @@ class StoredKernel(StoredVectors):
         self._group = group
         self.stays = direction.updates_along_search(group)
 
-    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
-        """⟨g, d⟩ of each parameter, and ⟨h, d⟩."""
+    def slopes(self, past: tuple[Tensors, ...] = (), exact: bool = True) -> list[list[Term]]:
+        """⟨g, d⟩ of each parameter, and ⟨h, d⟩; always exact."""
         return [
             [(i, dot(h, d)) for i, (h, d) in enumerate(zip(gradients, self.vectors, strict=True))]
             for gradients in (self._grads, *past)

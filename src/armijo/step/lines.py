@@ -170,6 +170,7 @@ def compute_lines(
     objective: Objective,
     snapshot: Snapshot,
     slopes_needed: bool,
+    exact: bool,
     block: tuple[int, ...],
 ) -> list[ComponentLine]:
     """The line of each component, by place. One host synchronisation; the means are over all ranks.
@@ -182,6 +183,7 @@ def compute_lines(
         snapshot: moves the parameters.
         slopes_needed: whether there is to be a search, or the search wants every step; otherwise slopes may be missing
             (NaN).
+        exact: whether slopes may not be estimates: whether there is to be a search.
         block: the places that are expected to be searched first, if any.
 
     Raises:
@@ -201,16 +203,23 @@ def compute_lines(
             check_maximize(group, optimizer.param_groups[0])
         groups.extend(_prepare(optimizer, group, probe_names, past_names) for group in optimizer.param_groups)
         ahead = _expected_moves(optimizer, groups, [components[place] for place in block]) if _apart(groups) else {}
+        return terms_of(ahead, exact)
+
+    def terms_of(ahead: Mapping[int, float], exact: bool) -> list[list[torch.Tensor]]:
         terms = [
-            _slope_terms(index, group, snapshot, slopes_needed, ahead.get(index)) for index, group in enumerate(groups)
+            _slope_terms(index, group, snapshot, slopes_needed, exact, ahead.get(index))
+            for index, group in enumerate(groups)
         ]
         along = [each[i] for i in range(1 + len(past_names)) for each in terms]
         return along + [group.probe_terms(name) for name in probe_names for group in groups]
 
     n_groups = len(optimizer.param_groups)
-    numbers = objective.value_with(prepare, n_groups * (1 + len(past_names) + len(probe_names)))
-    slopes, *derivatives = (numbers[start : start + n_groups] for start in range(0, len(numbers), n_groups))
+    size = n_groups * (1 + len(past_names) + len(probe_names))
+    numbers = objective.value_with(prepare, size)
     value, resolution = loss_sign(optimizer) * objective.value(), objective.resolution()
+    if slopes_needed and not exact and math.isfinite(value) and not _plausible(numbers, groups):
+        numbers = objective.value_with(lambda: terms_of({}, exact=True), size)
+    slopes, *derivatives = (numbers[start : start + n_groups] for start in range(0, len(numbers), n_groups))
     names = optimizer.search.defaults()
     moving = [c.groups[0] for c in components if any(groups[index].parameters for index in c.groups)]
     logarithms = [math.log(groups[index].group["step_size"]) for index in moving]
@@ -248,7 +257,7 @@ def compute_lines(
 
 
 def _slope_terms(
-    index: int, group: GroupLine, snapshot: Snapshot, slopes_needed: bool, ahead: float | None
+    index: int, group: GroupLine, snapshot: Snapshot, slopes_needed: bool, exact: bool, ahead: float | None
 ) -> list[list[torch.Tensor]]:
     """What adds up to ⟨g, d⟩ of a group, and to ⟨h, d⟩ of its past gradients.
 
@@ -258,9 +267,18 @@ def _slope_terms(
     if not slopes_needed and kernel.sums_gradients:
         return [kernel.sums(), *([] for _ in group.past)]
     past = group.past
-    terms = kernel.slopes(past) if ahead is None else snapshot.move_ahead(index, group.parameters, ahead, kernel, past)
+    if ahead is None:
+        terms = kernel.slopes(past, exact)
+    else:
+        terms = snapshot.move_ahead(index, group.parameters, ahead, kernel, past)
     # Each rank has a shard of the sum, and what the ranks have is averaged.
     return [[term * group.shards[i] if group.shards[i] > 1 else term for i, term in each] for each in terms]
+
+
+def _plausible(numbers: Sequence[float], groups: Sequence[GroupLine]) -> bool:
+    """Whether estimates may stand: all are finite, and each group with gradients has a slope above 0."""
+    slopes = zip(numbers, groups, strict=False)
+    return all(map(math.isfinite, numbers)) and all(slope > 0 or not group.parameters for slope, group in slopes)
 
 
 def _apart(groups: Sequence[GroupLine]) -> bool:

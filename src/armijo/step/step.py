@@ -126,7 +126,7 @@ def take_step(
             due = checked_due(optimizer, optimizer.selection.due(value, steps, memory))
             block = checked_expected(optimizer, optimizer.selection.expected_block(n, steps, memory), n) if due else ()
             slopes_needed = due or getattr(optimizer.search, "every_step", False)
-            lines = compute_lines(optimizer, objective, snapshot, slopes_needed, block)
+            lines = compute_lines(optimizer, objective, snapshot, slopes_needed, due, block)
             parameters = parameters_of(optimizer.param_groups)
             aside = gradients_aside(objective, parameters) if baseline.ran_backward else nullcontext()
             with aside as drop_gradients, watch_attributes(objective, parameters, first=_is_first(optimizer)):
