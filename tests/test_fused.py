@@ -593,3 +593,103 @@ def test_the_first_trial_of_an_expected_block_is_made_with_the_slope(
             first, *later = optimizer.report.searches
             expected = (len(first.trials) - 1) * len(first.components)
             assert len(moves) == expected + sum(len(search.trials) * len(search.components) for search in later)
+
+
+# ----------------------------------------------------------------------------------------------------------- estimates
+
+LARGE = [(), (7,), (300, 400), ((1 << 17) + 3,), (1 << 19,)]
+
+
+def estimator(
+    step: int = 3, dtype: torch.dtype = torch.float32, spoil: float | None = None
+) -> tuple[FusedAdamKernel, tuple[Tensors, ...]]:
+    direction = AdamDirection((0.0, 0.99), 1e-6)
+    parameters, grads = tensors(90, dtype, LARGE), tensors(91, dtype, LARGE)
+    if spoil is not None:
+        grads[-1][-1] = spoil
+    squares = tensors(92, dtype, LARGE)
+    states = [{"step": torch.tensor(float(step)), "exp_avg_sq": square**2} for square in squares]
+    kernel = direction.kernel(parameters, grads, states, group_of(direction), Workspace())
+    assert isinstance(kernel, FusedAdamKernel)
+    past = [g + 0.5 * noise for g, noise in zip(grads, tensors(93, dtype, LARGE), strict=True)]
+    return kernel, (past,)
+
+
+@every("dtype", [torch.float32, torch.float64])
+def test_estimates_are_exact_for_small_tensors_and_near_for_large_ones(dtype: torch.dtype) -> None:
+    kernel, past = estimator(dtype=dtype)
+    exact, estimated = kernel.slopes(past), kernel.slopes(past, exact=False)
+    assert len(exact) == len(estimated) == 2
+    for terms, expected in zip(estimated, exact, strict=True):
+        for place, shape in enumerate(LARGE):
+            near = 1e-6 if math.prod(shape) < 1 << 16 else 0.2
+            assert total(terms, place) == pytest.approx(total(expected, place), rel=near)
+        found = sum(total(terms, place) for place in range(len(LARGE)))
+        assert found != sum(total(expected, place) for place in range(len(LARGE))), "nothing was estimated"
+
+
+def test_each_number_is_read_once_in_32_steps() -> None:
+    direction = AdamDirection((0.0, 0.0), 1.0)  # P = 1/(|g| + 1)
+    read = torch.zeros(1 << 17)
+    for step in range(32):
+        grads = [torch.zeros(1 << 17)]
+        states = [{"step": torch.tensor(float(step)), "exp_avg_sq": torch.ones(1 << 17)}]
+        kernel = direction.kernel([torch.zeros(1 << 17)], grads, states, group_of(direction), Workspace())
+        assert kernel is not None
+        for place in range(0, 1 << 17, 64):
+            if place >= 4096:  # the stretches are alike
+                break
+            grads[0][place] = 1.0
+            read[place] += float(kernel.slopes((), exact=False)[0][0][1]) > 0
+            grads[0][place] = 0.0
+    assert read[:4096:64].tolist() == [1.0] * 64
+
+
+@every("spoil", [math.nan, math.inf, -math.inf])
+def test_an_estimate_is_not_finite_where_a_number_that_it_does_not_read_is_not(spoil: float) -> None:
+    kernel, past = estimator(spoil=spoil)
+    slopes, _ = kernel.slopes(past, exact=False)
+    assert not math.isfinite(sum(float(term) for _, term in slopes))
+
+
+def unsearched(weight: torch.nn.Parameter, **parts: Any) -> armijo.LineSearch:
+    """One step searched, the others not."""
+    return armijo.AdamSLS([weight], selection=armijo.Every(10**9), **parts)
+
+
+def test_a_sparse_gradient_that_no_block_meets_is_looked_at_again() -> None:
+    weight = torch.nn.Parameter(torch.ones(1 << 17))
+    optimizer = unsearched(weight)
+    for step in range(6):  # the blocks of these steps have other places
+        before = weight.detach().clone()
+        optimizer.step(lambda: 1 + (weight[5000] - 3) ** 2)
+        assert optimizer.report is not None
+        (component,) = optimizer.report.components
+        assert component.status == ("unsearched" if step else "accepted")
+        assert component.slope > 0
+        assert not torch.equal(weight, before)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_at_a_step_without_a_search() -> None:
+    weight = torch.nn.Parameter(torch.ones(1 << 17))
+    optimizer = unsearched(weight)
+    optimizer.step(lambda: weight.square().mean())
+    before = weight.detach().clone()
+    optimizer.step(lambda: weight.square().mean() + 0 * (weight[-1] - weight[-1].detach()).sqrt())
+    assert optimizer.report is not None
+    assert optimizer.report.components[0].status == "nonfinite"
+    assert torch.equal(weight, before)
+
+
+def test_a_searched_step_has_the_exact_slope() -> None:
+    reports = []
+    for fused in (True, False):
+        weight = torch.nn.Parameter(tensors(5, shapes=[(1 << 17,)])[0])
+        direction = armijo.KeepLastGradient(AdamDirection((0.0, 0.999), fused=fused))
+        search = armijo.Backtracking(armijo.Armijo(0.5), armijo.Hypergradient())
+        optimizer = armijo.LineSearch([weight], direction=direction, search=search)
+        for _ in range(3):
+            optimizer.step(lambda weight=weight: weight.square().mean())
+        assert optimizer.report is not None
+        reports.append(optimizer.report.components[0])
+    assert reports[0].slope == pytest.approx(reports[1].slope, rel=1e-5)

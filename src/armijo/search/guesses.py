@@ -25,7 +25,7 @@ class Guess(Protocol):
     """
 
     every_step: ClassVar[bool] = False
-    """Whether `next` is to be called at steps without a search too, for which slopes are computed then."""
+    """Whether `next` is to be called at steps without a search too. Slopes and derivatives may be estimates there."""
 
     @abstractmethod
     def initial_step_size(self) -> float:

@@ -70,7 +70,8 @@ class Line:
     Args:
         loss: f(w), finite; negated where the optimizer maximizes, as are all losses that a search sees.
         slope: S = ⟨∇f(w), d⟩, the decrease per unit of step size along -d. Negative where d is no direction of
-            descent. For a block of components that move with η·r_l it is Σ_l r_l·S_l.
+            descent. For a block of components that move with η·r_l it is Σ_l r_l·S_l. At a step without a search it may
+            be an estimate, and so may the derivatives: of tensors with 65,536 numbers or more a part is read.
         resolution: the smallest difference of losses that their number format can show near f(w), u·|f(w)| with the
             unit roundoff u. Rounding alone decides a trial that promises less, η·S < resolution.
         longest: the largest step size that may be tried, from `max_step_size` and the parameters' number format.
