@@ -50,14 +50,12 @@ BASE = "AdamW, fused"
 _OURS: Mapping[str, Build] = {
     "SGDSLS": lambda model: armijo.SGDSLS(model.parameters()),
     "AdamSLS": lambda model: armijo.AdamSLS(model.parameters()),
+    "AdamSLS, a search in each step": lambda model: armijo.AdamSLS(model.parameters(), selection=armijo.Jointly()),
     "Growing AdamSLS": lambda model: _growing(model, 0.9),
     "Growing AdamSLS, β1 = 0": lambda model: _growing(model, 0.0),
     "Growing AdamSLS, on demand": lambda model: _growing(model, 0.9, selection=armijo.OnDemand()),
     "Growing AdamSLS, β1 = 0, on demand": lambda model: _growing(model, 0.0, selection=armijo.OnDemand()),
     "PLASLS by layer": lambda model: armijo.PLASLS(armijo.split(model, by="layer")),
-    "PLASLS, every component every step": lambda model: armijo.PLASLS(
-        armijo.split(model, by="layer"), selection=armijo.EachAlone()
-    ),
 }
 _RIVALS: Mapping[str, tuple[str, Build]] = {
     "SaLSA": ("salsa", _salsa),

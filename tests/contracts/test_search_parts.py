@@ -617,3 +617,42 @@ def test_polyaks_step_size_is_shortened_by_what_was_rejected_and_recovers() -> N
 def test_numbers_out_of_range_are_refused(part: Any, arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"must be|needs|lies in"):
         part(**arguments)
+
+
+def test_a_component_goes_a_part_of_the_way_to_the_mean_of_all() -> None:
+    guess, derivatives = armijo.Hypergradient(share=math.inf, pull=0.25), Derivatives({"last_gradient": 0.0})
+    line = Line(1.0, 1.0, derivatives=derivatives, components=2, mean_step_size=16.0)
+    assert guess.next(1.0, line, guess.defaults()) == pytest.approx(2.0)
+    alone = Line(1.0, 1.0, derivatives=derivatives)
+    assert guess.next(1.0, alone, guess.defaults()) == 1.0
+    for extreme, mean in ((1e-300, 1e290), (1e300, 1e-290)):
+        far = Line(1.0, 1.0, derivatives=derivatives, components=2, mean_step_size=mean)
+        assert 0 < guess.next(extreme, far, guess.defaults()) < math.inf
+    for bad in (-0.1, 1.0, math.nan):
+        with pytest.raises(armijo.ConfigurationError, match="pull is"):
+            armijo.Hypergradient(pull=bad)
+
+
+@every("bound", [{"max_step_size": 1e-8}, {"silent": True}])
+def test_what_cannot_follow_does_not_draw_the_others(bound: dict[str, Any]) -> None:
+    """A component at its cap, or one without a gradient, is not in the mean that the others are pulled to."""
+    sizes = []
+    for extra in (False, True):
+        torch.manual_seed(0)
+        weights = [torch.nn.Parameter(torch.ones(4, dtype=torch.float64)) for _ in range(3 if extra else 2)]
+        groups: list[dict[str, Any]] = [{"params": [w], "component": str(i)} for i, w in enumerate(weights)]
+        if extra and "max_step_size" in bound:
+            groups[2]["max_step_size"] = bound["max_step_size"]
+        scale = 0.0 if "silent" in bound else 1e-9
+        optimizer = armijo.PLASLS(groups)
+        for _ in range(60):
+            target = torch.randn(4, dtype=torch.float64)
+
+            def loss(target: torch.Tensor = target) -> torch.Tensor:
+                found = 1 + (weights[0] - target).square().mean() + 3 * (weights[1] - target).square().mean()
+                return found + scale * weights[2].sum() if extra else found
+
+            optimizer.step(loss)
+        sizes.append([group["step_size"] for group in optimizer.param_groups[:2]])
+    for without, beside in zip(*sizes, strict=True):
+        assert without / 3 < beside < without * 3

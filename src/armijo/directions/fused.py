@@ -29,8 +29,9 @@ _SHORTEST_LERP = 0.1
 """A shorter part of the way would have lost digits: its weight is rounded to the parameters' format."""
 _LARGE = 1 << 16
 """Numbers in a tensor from which on its slope is estimated, where an estimate will do."""
-_BLOCK, _EVERY = 64, 2048
-"""An estimate reads a block of each so many numbers: a few lines of the cache, so that hardly a row is passed over."""
+_BLOCK, _EVERY = 16, 499
+"""An estimate reads that many numbers of each so many. A line of the cache, so that as little as possible is read in
+vain; and an odd distance, so that they are not the same columns of each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +105,8 @@ class FusedAdamKernel:
             for tensor in tensors
         )
 
-    def slopes(self, past: tuple[Tensors, ...] = (), exact: bool = True) -> list[list[Term]]:
-        """Σ g²·P of each piece, and Σ h·P·g; an estimate reads a part of large tensors, another one in each step."""
-        if not exact and any(grad.numel() >= _LARGE for grad in self._grads):
-            return self._estimates(past)
+    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
+        """Σ g²·P of each piece, and Σ h·P·g."""
         steps, pieces = self._steps(ahead=1), [self._pieces(gradients) for gradients in past]
         return _joined(len(past), [self._slopes_of(part, steps, pieces) for part in self._parts])
 
@@ -138,13 +137,18 @@ class FusedAdamKernel:
         self._kept = into
         return True
 
-    def _estimates(self, past: tuple[Tensors, ...]) -> list[list[Term]]:
-        starts = [
-            int(state["step"]) * _BLOCK % _EVERY if grad.numel() >= _LARGE else None
-            for grad, state in zip(self._grads, self._states, strict=True)
-        ]
+    def estimates(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]] | None:
+        """`slopes` of some numbers of the large tensors, others in each step, times the share that they are.
+
+        With ε = 0, d may be NaN where nobody looks: there is no estimate then.
+        """
+        large = [grad.numel() >= _LARGE for grad in self._grads]
+        if not (any(large) and self._eps > 0):
+            return None
+        _ = self._parts  # the commit needs them, and allocates nothing
+        starts = [int(state["step"]) % (_EVERY // _BLOCK) * _BLOCK for state in self._states]
         grads, squares, *olds = (
-            [tensor if start is None else _sample(tensor, start) for tensor, start in zip(tensors, starts, strict=True)]
+            [_sample(*each) if cut else each[0] for cut, *each in zip(large, tensors, starts, strict=True)]
             for tensors in (self._grads, self._squares, *past)
         )
         states = [{"step": state["step"], "exp_avg_sq": v} for state, v in zip(self._states, squares, strict=True)]
@@ -153,7 +157,7 @@ class FusedAdamKernel:
         weights = [whole.numel() / max(some.numel(), 1) for whole, some in zip(self._grads, grads, strict=True)]
         slopes, *others = [[(i, weights[i] * term) for i, term in each] for each in terms]
         # What is not read may be NaN or infinite as well.
-        finite = [(i, 0.0 * self._grads[i].sum()) for i, start in enumerate(starts) if start is not None]
+        finite = [(i, 0.0 * grad.sum()) for i, grad in enumerate(self._grads) if large[i]]
         return [slopes + finite, *others]
 
     def _slopes_of(self, part: _Part, steps: Tensors, past: Sequence[Tensors]) -> list[list[Term]]:

@@ -24,13 +24,16 @@ class Kernel(Protocol):
     stays: bool
     """Whether u = d: then a step that is taken as it was tested ends where its trial was."""
 
-    def slopes(self, past: tuple[Tensors, ...] = (), exact: bool = True) -> list[list[Term]]:
-        """The terms of ⟨g, d⟩, and those of ⟨h, d⟩ for each list of past gradients h.
-
-        Where `exact` is false, both may be estimates, which read a part of the numbers. They are not finite where a
-        gradient is not.
-        """
+    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
+        """The terms of ⟨g, d⟩, and those of ⟨h, d⟩ for each list of past gradients h."""
         ...
+
+    def estimates(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]] | None:
+        """Estimates of `slopes` that cost less, for steps without a search; None by default, where there are none.
+
+        They are not finite where a gradient is not.
+        """
+        return None
 
     def slopes_ahead(
         self, parameters: Tensors, start: Tensors, step_size: float, past: tuple[Tensors, ...] = ()
@@ -133,12 +136,16 @@ class StoredKernel(StoredVectors):
         self._group = group
         self.stays = direction.updates_along_search(group)
 
-    def slopes(self, past: tuple[Tensors, ...] = (), exact: bool = True) -> list[list[Term]]:
-        """⟨g, d⟩ of each parameter, and ⟨h, d⟩; always exact."""
+    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
+        """⟨g, d⟩ of each parameter, and ⟨h, d⟩."""
         return [
             [(i, dot(h, d)) for i, (h, d) in enumerate(zip(gradients, self.vectors, strict=True))]
             for gradients in (self._grads, *past)
         ]
+
+    def estimates(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]] | None:
+        """None: with d in memory the slopes cost little."""
+        return None
 
     def slopes_ahead(
         self, parameters: Tensors, start: Tensors, step_size: float, past: tuple[Tensors, ...] = ()

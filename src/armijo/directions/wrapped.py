@@ -93,9 +93,13 @@ class WrappedKernel:
         self.stays = inner.stays
         self.sums_gradients = inner.sums_gradients
 
-    def slopes(self, past: tuple[Tensors, ...] = (), exact: bool = True) -> list[list[Term]]:
+    def slopes(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]]:
         """The inner kernel's."""
-        return self._inner.slopes(past, exact)
+        return self._inner.slopes(past)
+
+    def estimates(self, past: tuple[Tensors, ...] = ()) -> list[list[Term]] | None:
+        """The inner kernel's."""
+        return self._inner.estimates(past)
 
     def slopes_ahead(
         self, parameters: Tensors, start: Tensors, step_size: float, past: tuple[Tensors, ...] = ()

@@ -129,7 +129,7 @@ class Hypergradient(Guess):
 
     Where there are several components, the others' moves turn a component's gradient as its own do, and γ may stay
     below 0 however short its steps are. So each goes a part of the way to the geometric mean of all: η ← η^(1-λ)·η̄^λ.
-    So a γ that stays below 0 shortens a step by a factor, and not without end.
+    A γ that stays below 0 then shortens a component's steps by a factor against the others, and not without end.
 
     It reads `line.derivatives["last_gradient"]`: `direction=KeepLastGradient(AdamDirection(betas=(0.0, 0.999)))`.
 
@@ -191,14 +191,14 @@ class Hypergradient(Guess):
     def next(self, step_size: float, line: Line, memory: Memory) -> float:
         """min(η^(1-λ)·η̄^λ·exp(κ·γ), share·(f(w) - f*)/(n·S))."""
         promise, memory["hypergradient_slope"] = step_size * memory["hypergradient_slope"], line.slope
-        apart = step_size / line.mean_step_size if line.components > 1 and line.mean_step_size else 1.0
+        apart = math.log(step_size) - math.log(line.mean_step_size) if line.mean_step_size else 0.0
         if 0 < promise < math.inf:
             along = step_size * line.derivatives["last_gradient"]
             for name, value in (("hypergradient_along", along), ("hypergradient_promise", promise)):
                 memory[name] = self.mean * memory[name] + (1 - self.mean) * value
             gamma = memory["hypergradient_along"] / memory["hypergradient_promise"]
             step_size *= math.exp(self.rate * max(-self.limit, min(gamma, self.limit)))
-        step_size *= apart**-self.pull
+        step_size *= math.exp(-self.pull * apart)
         if line.loss > self.least_loss and line.slope > 0:
             # A loss near 0 is a mean of terms around 1, and shows no less than those do.
             shown = line.resolution / min(1.0, abs(line.loss)) if line.loss else 0.0

@@ -77,8 +77,9 @@ class Line:
         longest: the largest step size that may be tried, from `max_step_size` and the parameters' number format.
         derivatives: by name, ⟨∇f(w), v⟩ for each further vector v that the direction's `probes` returns, and ⟨h, d⟩ for
             each of its `past_gradients` h. The latter for a block is Σ_l ⟨h_l, d_l⟩.
-        components: how many components have gradients at this step, and move with one another: f(w) is the loss of all.
-        mean_step_size: the geometric mean of the step sizes that those used last; `None` where it is not known.
+        components: how many components have a slope at this step, and move with one another: f(w) is the loss of all.
+        mean_step_size: the geometric mean of the step sizes of those that are free to move: with a slope, below their
+            `max_step_size`, and without a search that failed. `None` where there are fewer than two.
     """
 
     loss: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -13,7 +14,7 @@ import torch
 from armijo.checks import check_maximize, check_values
 from armijo.components.partition import Component
 from armijo.directions.base import Direction, ParameterState, Tensors, Workspace
-from armijo.directions.kernel import Kernel, StoredKernel, StoredVectors, dot
+from armijo.directions.kernel import Kernel, StoredKernel, StoredVectors, Term, dot
 from armijo.errors import ConfigurationError
 from armijo.evaluation.objective import Objective
 from armijo.evaluation.reduction import align_gradient, count_shards, local_shard
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from armijo.optimizer import LineSearch
 
 __all__ = ["ComponentLine", "GroupLine", "Moves", "compute_lines", "fresh_state", "largest_number", "loss_sign"]
+
+_TINY = sys.float_info.min
+"""A slope below it counts as none, whatever the search's least one is."""
 
 Moves = Mapping[int, tuple[float, Ray]]
 """How far and along what the parameters of each group move, by the group's index, as `Snapshot.move` takes it."""
@@ -173,7 +177,9 @@ def compute_lines(
     exact: bool,
     block: tuple[int, ...],
 ) -> list[ComponentLine]:
-    """The line of each component, by place. One host synchronisation; the means are over all ranks.
+    """The line of each component, by place. The means are over all ranks.
+
+    One host synchronisation, and a second where the estimate of a slope is doubtful.
 
     Where the first trial of `block` is known before its slope, its parameters are there afterwards.
 
@@ -203,27 +209,34 @@ def compute_lines(
             check_maximize(group, optimizer.param_groups[0])
         groups.extend(_prepare(optimizer, group, probe_names, past_names) for group in optimizer.param_groups)
         ahead = _expected_moves(optimizer, groups, [components[place] for place in block]) if _apart(groups) else {}
-        return terms_of(ahead, exact)
-
-    def terms_of(ahead: Mapping[int, float], exact: bool) -> list[list[torch.Tensor]]:
-        terms = [
-            _slope_terms(index, group, snapshot, slopes_needed, exact, ahead.get(index))
-            for index, group in enumerate(groups)
-        ]
+        terms: list[list[list[torch.Tensor]]] = []
+        flags: list[list[torch.Tensor]] = []
+        for index, group in enumerate(groups):
+            estimates = group.kernel.estimates(group.past) if may_estimate else None
+            flags.append([torch.tensor(1.0)] if estimates is not None else [])
+            if estimates is not None:
+                terms.append(_over_shards(group, estimates))
+            else:
+                terms.append(_slope_terms(index, group, snapshot, slopes_needed, ahead.get(index)))
         along = [each[i] for i in range(1 + len(past_names)) for each in terms]
-        return along + [group.probe_terms(name) for name in probe_names for group in groups]
+        along += [group.probe_terms(name) for name in probe_names for group in groups]
+        return along + flags if may_estimate else along
 
+    may_estimate = slopes_needed and not exact
     n_groups = len(optimizer.param_groups)
-    size = n_groups * (1 + len(past_names) + len(probe_names))
-    numbers = objective.value_with(prepare, size)
-    value, resolution = loss_sign(optimizer) * objective.value(), objective.resolution()
-    if slopes_needed and not exact and math.isfinite(value) and not _plausible(numbers, groups):
-        numbers = objective.value_with(lambda: terms_of({}, exact=True), size)
+    numbers = objective.value_with(
+        prepare, n_groups * (1 + len(past_names) + len(probe_names) + (1 if may_estimate else 0))
+    )
     slopes, *derivatives = (numbers[start : start + n_groups] for start in range(0, len(numbers), n_groups))
+    value, resolution = loss_sign(optimizer) * objective.value(), objective.resolution()
+    least = float(getattr(optimizer.search, "least_slope", 0.0))
+    if may_estimate:
+        estimated = derivatives.pop()
+        # A sparse gradient may have been missed. All ranks see these numbers, and look again or do not.
+        doubtful = [index for index in range(n_groups) if estimated[index] and slopes[index] < max(least, _TINY)]
+        if doubtful and math.isfinite(value):
+            _look_again(objective, groups, doubtful, [slopes, *derivatives[: len(past_names)]])
     names = optimizer.search.defaults()
-    moving = [c.groups[0] for c in components if any(groups[index].parameters for index in c.groups)]
-    logarithms = [math.log(groups[index].group["step_size"]) for index in moving]
-    mean = math.exp(sum(logarithms) / len(logarithms)) if moving else None
     lines: list[ComponentLine] = []
     for component in components:
         members = tuple(groups[index] for index in component.groups)
@@ -240,8 +253,6 @@ def compute_lines(
                     for name, along in zip(past_names + probe_names, derivatives, strict=True)
                 }
             ),
-            components=len(moving),
-            mean_step_size=mean,
         )
         finite = line.finite
         if not slopes_needed and any(member.kernel.sums_gradients for member in members):
@@ -253,11 +264,12 @@ def compute_lines(
         lines.append(ComponentLine(component, members, line, finite, cap, reach, previous, previous, memory, failed))
     if not slopes_needed or not all(each.finite for each in lines):
         return [replace(each, first=min(each.previous, each.cap)) for each in lines]
+    lines = _among_others(lines, least)
     return [replace(each, first=min(_first_step_size(optimizer, each), each.cap)) for each in lines]
 
 
 def _slope_terms(
-    index: int, group: GroupLine, snapshot: Snapshot, slopes_needed: bool, exact: bool, ahead: float | None
+    index: int, group: GroupLine, snapshot: Snapshot, slopes_needed: bool, ahead: float | None
 ) -> list[list[torch.Tensor]]:
     """What adds up to ⟨g, d⟩ of a group, and to ⟨h, d⟩ of its past gradients.
 
@@ -267,18 +279,37 @@ def _slope_terms(
     if not slopes_needed and kernel.sums_gradients:
         return [kernel.sums(), *([] for _ in group.past)]
     past = group.past
-    if ahead is None:
-        terms = kernel.slopes(past, exact)
-    else:
-        terms = snapshot.move_ahead(index, group.parameters, ahead, kernel, past)
+    terms = kernel.slopes(past) if ahead is None else snapshot.move_ahead(index, group.parameters, ahead, kernel, past)
+    return _over_shards(group, terms)
+
+
+def _over_shards(group: GroupLine, terms: list[list[Term]]) -> list[list[torch.Tensor]]:
     # Each rank has a shard of the sum, and what the ranks have is averaged.
     return [[term * group.shards[i] if group.shards[i] > 1 else term for i, term in each] for each in terms]
 
 
-def _plausible(numbers: Sequence[float], groups: Sequence[GroupLine]) -> bool:
-    """Whether estimates may stand: all are finite, and each group with gradients has a slope above 0."""
-    slopes = zip(numbers, groups, strict=False)
-    return all(map(math.isfinite, numbers)) and all(slope > 0 or not group.parameters for slope, group in slopes)
+def _look_again(
+    objective: Objective, groups: Sequence[GroupLine], chosen: Sequence[int], numbers: Sequence[list[float]]
+) -> None:
+    """Write the exact slopes of some groups, and along their past gradients, over their estimates in `numbers`."""
+
+    def terms() -> list[list[torch.Tensor]]:
+        exact = [_over_shards(groups[index], groups[index].kernel.slopes(groups[index].past)) for index in chosen]
+        return [each[i] for i in range(len(numbers)) for each in exact]
+
+    found = iter(objective.value_with(terms, len(numbers) * len(chosen)))
+    for row in numbers:
+        for index in chosen:
+            row[index] = next(found)
+
+
+def _among_others(lines: Sequence[ComponentLine], least: float) -> list[ComponentLine]:
+    """The lines, with the number of components that move together and the mean of their step sizes."""
+    moving = [each for each in lines if each.line.slope >= max(least, _TINY)]
+    free = [math.log(each.previous) for each in moving if each.previous < each.cap and not each.failed_searches]
+    mean = math.exp(sum(free) / len(free)) if len(free) > 1 else None
+    n = max(len(moving), 1)
+    return [replace(each, line=replace(each.line, components=n, mean_step_size=mean)) for each in lines]
 
 
 def _apart(groups: Sequence[GroupLine]) -> bool:
