@@ -45,6 +45,16 @@ def _growing(model: nn.Module, beta1: float, **parts: Any) -> torch.optim.Optimi
     return armijo.LineSearch(model.parameters(), direction=direction, partition=armijo.Together(), **parts)
 
 
+def _growing_sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return armijo.LineSearch(model.parameters(), direction=armijo.GradientDirection(), partition=armijo.Together())
+
+
+def _growing_components(model: nn.Module, selection: armijo.Selection) -> torch.optim.Optimizer:
+    """PLASLS as it was until November 2026."""
+    groups = armijo.split(model, by="layer")
+    return armijo.LineSearch(groups, selection=selection, merging=armijo.MergeSmallest())
+
+
 BASE = "AdamW, fused"
 
 _OURS: Mapping[str, Build] = {
@@ -56,6 +66,9 @@ _OURS: Mapping[str, Build] = {
     "Growing AdamSLS, on demand": lambda model: _growing(model, 0.9, selection=armijo.OnDemand()),
     "Growing AdamSLS, β1 = 0, on demand": lambda model: _growing(model, 0.0, selection=armijo.OnDemand()),
     "PLASLS by layer": lambda model: armijo.PLASLS(armijo.split(model, by="layer")),
+    "Growing SGDSLS": _growing_sgd,
+    "Growing PLASLS by layer": lambda model: _growing_components(model, armijo.Cycle()),
+    "Growing PLASLS, every component every step": lambda model: _growing_components(model, armijo.EachAlone()),
 }
 _RIVALS: Mapping[str, tuple[str, Build]] = {
     "SaLSA": ("salsa", _salsa),

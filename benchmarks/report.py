@@ -25,7 +25,7 @@ _CURVES = (
     "Growing AdamSLS, β1 = 0",
     "Growing AdamSLS, β1 = 0, no search",
 )
-_COMPONENTS = re.compile(r"PLASLS, β1 = 0, (?P<selection>[\w ]+), (?P<n>\d+) components")
+_COMPONENTS = re.compile(r"Growing PLASLS, β1 = 0, (?P<selection>[\w ]+), (?P<n>\d+) components")
 
 
 def load(name: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Only of the library's own parts: what they do beyond the contract that `test_testing.py` checks them against."""
 
+import functools
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -633,6 +634,12 @@ def test_a_component_goes_a_part_of_the_way_to_the_mean_of_all() -> None:
             armijo.Hypergradient(pull=bad)
 
 
+def _pulled(weights: list[torch.nn.Parameter], target: torch.Tensor, scale: float) -> torch.Tensor:
+    first, second, *others = weights
+    found = 1 + (first - target).square().mean() + 3 * (second - target).square().mean()
+    return found + scale * sum((other.sum() for other in others), torch.zeros(()))
+
+
 @every("bound", [{"max_step_size": 1e-8}, {"silent": True}])
 def test_what_cannot_follow_does_not_draw_the_others(bound: dict[str, Any]) -> None:
     """A component at its cap, or one without a gradient, is not in the mean that the others are pulled to."""
@@ -648,11 +655,7 @@ def test_what_cannot_follow_does_not_draw_the_others(bound: dict[str, Any]) -> N
         for _ in range(60):
             target = torch.randn(4, dtype=torch.float64)
 
-            def loss(target: torch.Tensor = target) -> torch.Tensor:
-                found = 1 + (weights[0] - target).square().mean() + 3 * (weights[1] - target).square().mean()
-                return found + scale * weights[2].sum() if extra else found
-
-            optimizer.step(loss)
+            optimizer.step(functools.partial(_pulled, weights, target, scale))
         sizes.append([group["step_size"] for group in optimizer.param_groups[:2]])
     for without, beside in zip(*sizes, strict=True):
         assert without / 3 < beside < without * 3

@@ -18,7 +18,7 @@ class ComponentReport:
         label: its name.
         status: how its search ended, or `unsearched`.
         step_size: η as last used. After a search that found nothing, the one the component keeps.
-        slope: S = ⟨g, d⟩ of this component alone.
+        slope: S = ⟨g, d⟩ of this component alone; at a step without a search it may be an estimate, or NaN.
         trials: trials of the search that it took part in, 0 if none. Components searched jointly share theirs.
         trial_loss: the loss at the step size that was found, or None if that was not evaluated.
     """
