@@ -147,13 +147,15 @@ class FusedAdamKernel:
             return None
         _ = self._parts  # the commit needs them, and allocates nothing
         starts = [int(state["step"]) % (_EVERY // _BLOCK) * _BLOCK for state in self._states]
-        grads, squares, *olds = (
-            [_sample(*each) if cut else each[0] for cut, *each in zip(large, tensors, starts, strict=True)]
-            for tensors in (self._grads, self._squares, *past)
-        )
+
+        def read(tensors: Tensors) -> Tensors:
+            whole = zip(tensors, starts, large, strict=True)
+            return [_sample(tensor, start) if cut else tensor for tensor, start, cut in whole]
+
+        grads, squares = read(self._grads), read(self._squares)
         states = [{"step": state["step"], "exp_avg_sq": v} for state, v in zip(self._states, squares, strict=True)]
         group = {"betas": (0.0, self._beta2), "eps": self._eps}
-        terms = FusedAdamKernel(grads, states, group, self._workspace).slopes(tuple(olds))
+        terms = FusedAdamKernel(grads, states, group, self._workspace).slopes(tuple(map(read, past)))
         weights = [whole.numel() / max(some.numel(), 1) for whole, some in zip(self._grads, grads, strict=True)]
         slopes, *others = [[(i, weights[i] * term) for i, term in each] for each in terms]
         # What is not read may be NaN or infinite as well.
