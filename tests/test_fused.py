@@ -684,6 +684,12 @@ def test_a_gradient_that_is_not_finite_moves_nothing_at_a_step_without_a_search(
     assert torch.equal(weight, before)
 
 
+def test_the_commit_after_an_estimate_has_all_the_memory_that_it_needs() -> None:
+    kernel, past = estimator()
+    assert kernel.estimates(past) is not None
+    assert "_parts" in vars(kernel), "made before anything of the optimizer's is written"
+
+
 def test_with_no_epsilon_there_is_no_estimate() -> None:
     direction = AdamDirection((0.0, 0.0), 0.0)
     states = [{"step": torch.tensor(3.0), "exp_avg_sq": torch.ones(1 << 17)}]
