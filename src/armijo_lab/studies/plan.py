@@ -246,8 +246,9 @@ def _generalise() -> list[dict[str, Any]]:
     untrained = [("sst2", f"{family}-tiny", clean) for family in ("bert", "roberta", "distilbert")]
     untrained += [("digits", "vit-tiny", whole), ("digits", "resnet-tiny", whole), ("characters", "gpt-tiny", whole)]
     rates = ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
+    exchanged = ("adamsls:guess=growth", "adamsls:share=inf")
     for task, shape, settings in untrained:
-        for name in (*ours, *map(tuned.format, rates)):
+        for name in (*ours, *exchanged, *map(tuned.format, rates)):
             cells.append({**settings, "task": task, "model": f"random:{shape}", "optimizer": name})
     return cells
 
