@@ -59,9 +59,6 @@ def optimizers(parameters: list[nn.Parameter], components: list[int]) -> dict[st
         direction, groups = armijo.AdamDirection(betas, fused=True), in_components(parameters, n)
         return lambda: armijo.LineSearch(groups, direction=direction, selection=selection)
 
-    def sgd() -> torch.optim.Optimizer:
-        return armijo.LineSearch(parameters, direction=armijo.GradientDirection(), partition=armijo.Together())
-
     with_momentum, without = (0.9, 0.999), (0.0, 0.999)
     model = nn.Module()
     for place_, parameter in enumerate(parameters):
@@ -78,7 +75,7 @@ def optimizers(parameters: list[nn.Parameter], components: list[int]) -> dict[st
         "Growing AdamSLS, β1 = 0, no search": (adam(without, selection=never), 1),
         "AdamSLS": (lambda: armijo.AdamSLS(parameters, selection=armijo.Jointly()), 1),
         "AdamSLS, no search": (lambda: armijo.AdamSLS(parameters, selection=never), 1),
-        "Growing SGDSLS": (sgd, 1),
+        "Growing SGDSLS": (lambda: METHODS["Growing SGDSLS"](model), 1),
     }
     for n in components:
         rows[f"Growing PLASLS, β1 = 0, in a cycle, {n} components"] = plasls(n, without, armijo.Cycle(0)), 1

@@ -654,7 +654,6 @@ def test_what_cannot_follow_does_not_draw_the_others(bound: dict[str, Any]) -> N
         optimizer = armijo.PLASLS(groups)
         for _ in range(60):
             target = torch.randn(4, dtype=torch.float64)
-
             optimizer.step(functools.partial(_pulled, weights, target, scale))
         sizes.append([group["step_size"] for group in optimizer.param_groups[:2]])
     for without, beside in zip(*sizes, strict=True):
